@@ -1,0 +1,20 @@
+"""Fixtures that every part uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The real small model: SmolLM2-135M-Instruct Q4_1, put there by `make`."""
+    folder = Path(os.environ.get("TOKENPLACE_MODELS_DIR", ROOT / ".cache" / "models"))
+    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert path.exists(), f"{path} is missing: run `make setup`"
+    return path

@@ -1,0 +1,225 @@
+"""The words that every part shares: a request for tokens, the events that answer it, and who can produce them.
+
+Start at `Generator`: an engine, a remote donor and the router all are one, so the HTTP API cannot tell them apart and
+neither can a test. Nothing here knows HTTP, libp2p or llama.cpp.
+
+Differs from OpenAI's stream: events carry token ids and raw bytes, never text. Text is made once, by whoever asked
+(`tokenplace.text`), so it survives a change of donor.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import trio.abc
+
+SEED_BYTES = 8
+CACHE_SCOPE_BYTES = 16
+PROMPT_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatInput:
+    """Messages, to be rendered by the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """Raw text to continue, without a template."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn: sampler tp/1 (docs/protocol.md, section 7). Ranges are checked by `gen/1`.
+
+    temperature: 0 takes the most likely token; otherwise 0 < t <= 2.
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the smallest set of tokens whose probabilities reach this; 0 < top_p <= 1.
+    min_p: drop tokens less likely than this share of the most likely one; 0 <= min_p <= 1.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Token ids that another donor already delivered for one choice (docs/protocol.md, section 6)."""
+
+    choice: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What is asked for. The same value travels every hop; the router fills in what names the artifact.
+
+    model: the name as this peer's tables know it; never leaves this peer.
+    artifact, template: sha256 in hex of what must run; empty until the router has chosen.
+    max_tokens: None leaves it to the donor: what the context still holds.
+    stop: strings that end a choice; at most `defaults.MAX_STOP_STRINGS`.
+    seed: 8 bytes, always given, so that a resumed answer draws the same numbers.
+    cache_scope: 16 random bytes of this requester and app; KV prefixes are shared only within it.
+    as_of: the UTC date that the template's clock shows, YYYY-MM-DD.
+    attempt: 0 for the first donor asked, counted up by the router.
+    ignore_eog: go on after end-of-generation tokens; for benchmarks, as llama.cpp's `ignore_eos`.
+    """
+
+    model: str
+    input: ChatInput | TextInput
+    sampling: SamplingParams
+    seed: bytes
+    cache_scope: bytes
+    as_of: str
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eog: bool = False
+    artifact: str = ""
+    template: str = ""
+    attempt: int = 0
+    resume: tuple[Resume, ...] = ()
+
+
+class Phase(StrEnum):
+    """What a donor is doing for a request that has not finished."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    REQUEUED = "requeued"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """First event: the request was understood and will run.
+
+    prompt_digest: sha256 of the prompt's token ids as little-endian u32.
+    n_prompt, n_cached: prompt tokens, and how many of them need no prefill.
+    n_ctx, max_new: the context's size, and how many tokens this answer may have at the most.
+    eta_ms: expected time to the first token. position: requests ahead of this one.
+    donor: peer id of who accepted, filled in by the requester's side; empty for this process's own engine.
+    """
+
+    prompt_digest: bytes
+    n_prompt: int
+    n_cached: int
+    n_ctx: int
+    max_new: int
+    sampler: str
+    eta_ms: int
+    position: int
+    donor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Proof of life, every 2 s; it proves no progress. `progress` is the share of the phase done, 0 to 1."""
+
+    phase: Phase
+    progress: float
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of one choice. `index` counts the choice's tokens from 0 and is contiguous.
+
+    pieces: the raw bytes of each id; a character may be split between two.
+    """
+
+    choice: int
+    index: int
+    ids: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EogStop:
+    """The model ended its turn with this end-of-generation id (which is not among the tokens)."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StringStop:
+    """The donor saw this stop string; the requester, who owns the text, finds the cut itself."""
+
+    string: str
+
+
+@dataclass(frozen=True, slots=True)
+class LengthStop:
+    """`max_new` tokens were generated."""
+
+
+Stop = EogStop | StringStop | LengthStop
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """Why one choice ended."""
+
+    choice: int
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens: of the prompt, of them found in the KV cache, and delivered."""
+
+    n_prompt: int
+    n_cached: int
+    n_completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the donor's time went, in milliseconds."""
+
+    queue_ms: int
+    prefill_ms: int
+    decode_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event of an answer that is whole. Nothing follows."""
+
+    choices: tuple[ChoiceEnd, ...]
+    usage: Usage
+    timings: Timings
+
+
+Event = Accepted | Alive | Tokens | Finished
+
+
+class Generator(Protocol):
+    """Anything that answers a request with events: `Accepted`, then `Alive` and `Tokens`, then `Finished`.
+
+    `generate` opens the answer: `async with generator.generate(request) as events: async for event in events: ...`.
+    Leaving the block early cancels the work at every hop. A failure is raised from the iteration as a
+    `TokenplaceError`; an answer that ends without `Finished` and without an error does not exist. Implementations are
+    async generator methods under `trio.as_safe_channel`.
+    """
+
+    def generate(
+        self, request: GenerateRequest
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Event]]: ...
