@@ -33,7 +33,8 @@ def prompt_of(request: GenerateRequest) -> str:
 
 @dataclass
 class FakeEngine:
-    """Repeats the prompt, one token for each piece of `piece_bytes` bytes, so characters are split between tokens.
+    """Repeats the prompt, one token for each piece of `piece_bytes` bytes, so characters are split
+    between tokens.
 
     fail_after: raise `error` after so many tokens. token_interval_s: pause before each token.
     `n_running` and `n_cancelled` let a test see that leaving early reached the engine.
@@ -53,9 +54,7 @@ class FakeEngine:
         self.n_running += 1
         try:
             data = prompt_of(request).encode()
-            pieces = [
-                data[i : i + self.piece_bytes] for i in range(0, len(data), self.piece_bytes)
-            ]
+            pieces = [data[i : i + self.piece_bytes] for i in range(0, len(data), self.piece_bytes)]
             ids = [hash_id(piece) for piece in pieces]
             digest = hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).digest()
             max_new = min(request.max_tokens or len(ids), len(ids))

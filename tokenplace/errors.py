@@ -1,7 +1,8 @@
 """One family of errors. The class says whose fault it was, its docstring is what the user reads.
 
-Start at `TokenplaceError`. Each class knows its HTTP status, its code (one closed list, docs/protocol.md, section 8), the scope of
-the fault, and whether another donor could do better: the router retries by that alone.
+Start at `TokenplaceError`. Each class knows its HTTP status, its code (one closed list,
+docs/protocol.md, section 8), the scope of the fault, and whether another donor could do better: the
+router retries by that alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Scope(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """The closed list of end reasons. The first block crosses the wire, the second is only ever said locally."""
+    """The closed list of end reasons. The first block crosses the wire, the second is only ever
+    said locally."""
 
     BUSY = "busy"
     TOO_BIG = "too_big"
@@ -74,7 +76,8 @@ class TokenplaceError(Exception):
         """
         detail: what happened this time, for the user; never text of a prompt or an answer.
         hint: what to do about it. param: the request's field at fault.
-        retry_after_s: when asking again makes sense. numbers: the donor's own figures, e.g. {"n_ctx": 2048}.
+        retry_after_s: when asking again makes sense. numbers: the donor's own figures, e.g.
+        {"n_ctx": 2048}.
         """
         super().__init__(detail)
         self.detail = detail

@@ -1,10 +1,11 @@
-"""The words that every part shares: a request for tokens, the events that answer it, and who can produce them.
+"""The words that every part shares: a request for tokens, the events that answer it, and who can
+produce them.
 
-Start at `Generator`: an engine, a remote donor and the router all are one, so the HTTP API cannot tell them apart and
-neither can a test. Nothing here knows HTTP, libp2p or llama.cpp.
+Start at `Generator`: an engine, a remote donor and the router all are one, so the HTTP API cannot
+tell them apart and neither can a test. Nothing here knows HTTP, libp2p or llama.cpp.
 
-Differs from OpenAI's stream: events carry token ids and raw bytes, never text. Text is made once, by whoever asked
-(`tokenplace.text`), so it survives a change of donor.
+Differs from OpenAI's stream: events carry token ids and raw bytes, never text. Text is made once,
+by whoever asked (`tokenplace.text`), so it survives a change of donor.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn: sampler tp/1 (docs/protocol.md, section 7). Ranges are checked by `gen/1`.
+    """How tokens are drawn: sampler tp/1 (docs/protocol.md, section 7). Ranges are checked by
+    `gen/1`.
 
     temperature: 0 takes the most likely token; otherwise 0 < t <= 2.
     top_k: keep the k most likely tokens; 0 keeps all.
@@ -61,7 +63,8 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Token ids that another donor already delivered for one choice (docs/protocol.md, section 6)."""
+    """Token ids that another donor already delivered for one choice (docs/protocol.md, section
+    6)."""
 
     choice: int
     ids: tuple[int, ...]
@@ -69,7 +72,8 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What is asked for. The same value travels every hop; the router fills in what names the artifact.
+    """What is asked for. The same value travels every hop; the router fills in what names the
+    artifact.
 
     model: the name as this peer's tables know it; never leaves this peer.
     artifact, template: sha256 in hex of what must run; empty until the router has chosen.
@@ -79,6 +83,8 @@ class GenerateRequest:
     cache_scope: 16 random bytes of this requester and app; KV prefixes are shared only within it.
     as_of: the UTC date that the template's clock shows, YYYY-MM-DD.
     attempt: 0 for the first donor asked, counted up by the router.
+    streamed: the app sees tokens as they come; if not, an answer may start again on another donor
+    at any time.
     ignore_eog: go on after end-of-generation tokens; for benchmarks, as llama.cpp's `ignore_eos`.
     """
 
@@ -94,6 +100,7 @@ class GenerateRequest:
     artifact: str = ""
     template: str = ""
     attempt: int = 0
+    streamed: bool = True
     resume: tuple[Resume, ...] = ()
 
 
@@ -115,7 +122,8 @@ class Accepted:
     n_prompt, n_cached: prompt tokens, and how many of them need no prefill.
     n_ctx, max_new: the context's size, and how many tokens this answer may have at the most.
     eta_ms: expected time to the first token. position: requests ahead of this one.
-    donor: peer id of who accepted, filled in by the requester's side; empty for this process's own engine.
+    donor: peer id of who accepted, filled in by the requester's side; empty for this process's own
+    engine.
     """
 
     prompt_digest: bytes
@@ -131,7 +139,8 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """Proof of life, every 2 s; it proves no progress. `progress` is the share of the phase done, 0 to 1."""
+    """Proof of life, every 2 s; it proves no progress. `progress` is the share of the phase done, 0
+    to 1."""
 
     phase: Phase
     progress: float
@@ -212,12 +221,16 @@ Event = Accepted | Alive | Tokens | Finished
 
 
 class Generator(Protocol):
-    """Anything that answers a request with events: `Accepted`, then `Alive` and `Tokens`, then `Finished`.
+    """Anything that answers a request with events: `Accepted`, then `Alive` and `Tokens`, then
+    `Finished`.
 
-    `generate` opens the answer: `async with generator.generate(request) as events: async for event in events: ...`.
-    Leaving the block early cancels the work at every hop. A failure is raised from the iteration as a
-    `TokenplaceError`; an answer that ends without `Finished` and without an error does not exist. Implementations are
-    async generator methods under `trio.as_safe_channel`.
+    A router that fails over before the first `Tokens` yields `Accepted` again, of the next donor;
+    the last one counts.
+
+    `generate` opens the answer: `async with generator.generate(request) as events: async for event
+    in events: ...`. Leaving the block early cancels the work at every hop. A failure is raised from
+    the iteration as a `TokenplaceError`; an answer that ends without `Finished` and without an
+    error does not exist. Implementations are async generator methods under `trio.as_safe_channel`.
     """
 
     def generate(

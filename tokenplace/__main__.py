@@ -1,0 +1,5 @@
+"""`python -m tokenplace` is `tokenplace`."""
+
+from tokenplace.cli import main
+
+main()

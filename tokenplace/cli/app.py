@@ -1,0 +1,233 @@
+"""The commands and their flags. Nothing heavy is imported before a command runs: `--help` is
+instant."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenplace import __version__, defaults
+from tokenplace.cli.output import fail
+from tokenplace.settings import Settings, default_home, models_dir_of
+
+app = typer.Typer(
+    name="tokenplace",
+    help="Use LLMs that others donate, or donate yours: one peer, no central relay.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+peer_app = typer.Typer(help="Look at the running peer.", no_args_is_help=True)
+models_app = typer.Typer(help="Models on this machine and their names.", no_args_is_help=True)
+app.add_typer(peer_app, name="peer")
+app.add_typer(models_app, name="models")
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="TOKENPLACE_HOME", help="Folder of all state; one peer a home."),
+]
+
+
+def home_of(home: Path | None) -> Path:
+    return (home or default_home()).expanduser().absolute()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tokenplace {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def read_config(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            envvar="TOKENPLACE_CONFIG",
+            help="TOML file with a section a command, e.g. [up] api_port = 5011.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Use LLMs that others donate, or donate yours: one peer, no central relay."""
+    path = config or default_home() / "config.toml"
+    try:
+        context.default_map = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if config is not None:
+            fail(f"{config}: no such file")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fail(f"{path}: not valid TOML: {error}", "mend or remove the file")
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+
+
+@app.command()
+def up(
+    donate: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TOKENPLACE_DONATE",
+            help="Serve this model: a name (see: models list) or a GGUF file. Repeatable.",
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TOKENPLACE_BOOTSTRAP",
+            help="Join through this multiaddr instead of bootstrap_nodes.txt. Repeatable.",
+        ),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TOKENPLACE_LISTEN",
+            help=f"Listen on this multiaddr (serving: {defaults.LISTEN_ADDR}). Repeatable.",
+        ),
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Help others find donors, without donating.")
+    ] = False,
+    api_port: Annotated[
+        int,
+        typer.Option(
+            envvar="TOKENPLACE_API_PORT", min=0, max=65535, help="Local API; 0 picks a free port."
+        ),
+    ] = defaults.API_PORT,
+    no_api: Annotated[bool, typer.Option("--no-api", help="Serve no local API.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TOKENPLACE_THREADS",
+            min=1,
+            max=1024,
+            help="Compute threads for all donated models together (default: every core).",
+        ),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(envvar="TOKENPLACE_CTX", min=64, max=1 << 20, help="Context, in tokens."),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(envvar="TOKENPLACE_NETWORK", help="Name of the network to be part of.")
+    ] = defaults.NETWORK,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch models without asking.")] = False,
+    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,
+    home: Home = None,
+) -> None:
+    """Run a peer: the local API, and with --donate also the models you give to others."""
+    from tokenplace.cli.up import run_up
+
+    where = home_of(home)
+    settings = Settings(
+        home=where,
+        network=network,
+        donate=tuple(donate or ()),
+        bootstrap=tuple(bootstrap or ()),
+        listen=tuple(listen or ()),
+        serve=serve,
+        api_port=api_port,
+        has_api=not no_api,
+        n_threads=threads,
+        n_ctx=ctx,
+        models_dir=models_dir_of(where),
+    )
+    run_up(settings, may_fetch=yes, until_eof=until_eof)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Option(help="What to ask.")] = "Why is the sky blue?",
+    donors: Annotated[int, typer.Option(min=1, max=16, help="How many donors to start.")] = 2,
+    api_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Local API; 0 picks a free port.")
+    ] = defaults.API_PORT,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Compute threads, divided among the donors."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ask, print, stop.")] = False,
+) -> None:
+    """A whole network on this machine: a bootstrap peer, donors, and one peer that asks them."""
+    from tokenplace.cli.demo import run_demo
+
+    run_demo(prompt=prompt, n_donors=donors, api_port=api_port, n_threads=threads, once=once)
+
+
+@app.command()
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(help="Ask this and end; without it, talk.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model name or alias.")] = "auto",
+    home: Home = None,
+) -> None:
+    """Talk to a model through the running peer."""
+    from tokenplace.cli.chat import run_chat
+
+    run_chat(home_of(home), model, prompt)
+
+
+@peer_app.command("status")
+def peer_status(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    requests: Annotated[bool, typer.Option("--requests", help="Also the latest requests.")] = False,
+    home: Home = None,
+) -> None:
+    """Identity, addresses, connections, models offered here, donors known."""
+    from tokenplace.cli.status import show_status
+
+    show_status(home_of(home), as_json=as_json, with_requests=requests)
+
+
+@peer_app.command("invite")
+def peer_invite(home: Home = None) -> None:
+    """Print the one line with which somebody else joins through this peer."""
+    from tokenplace.cli.status import show_invite
+
+    show_invite(home_of(home))
+
+
+@models_app.command("list")
+def models_list(home: Home = None) -> None:
+    """Models known by name, and which of them are on this machine."""
+    from tokenplace.cli.models import list_models
+
+    list_models(home_of(home))
+
+
+@models_app.command("pull")
+def models_pull(
+    source: Annotated[
+        str, typer.Argument(help="A catalogue name, or hf:OWNER/REPO/FILE.gguf on Hugging Face.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name to give it (default: made from the file's).")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None,
+) -> None:
+    """Fetch a model: its size is named first, its hash checked afterwards."""
+    from tokenplace.cli.models import pull_model
+
+    pull_model(home_of(home), source, name, may_fetch=yes)
+
+
+@models_app.command("alias")
+def models_alias(
+    alias: Annotated[str | None, typer.Argument(help="The name that programs send.")] = None,
+    target: Annotated[str | None, typer.Argument(help="What it stands for here.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Forget this alias.")] = False,
+    home: Home = None,
+) -> None:
+    """Show the aliases, set one, or remove one."""
+    from tokenplace.cli.models import edit_aliases
+
+    edit_aliases(home_of(home), alias, target, remove=remove)
