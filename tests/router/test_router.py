@@ -1,0 +1,190 @@
+"""The router over fake engines: whom it asks, when it fails over, when it must not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+import trio.testing
+
+from tests.fakes import FakeEngine
+from tokenplace.errors import (
+    ConnectionLost,
+    ContextLengthExceeded,
+    DonorBusy,
+    ModelNotFound,
+    NoDonorForModel,
+    TokenplaceError,
+    WorkerCrashed,
+)
+from tokenplace.generation import (
+    Accepted,
+    ChatInput,
+    ChatMessage,
+    Event,
+    Finished,
+    GenerateRequest,
+    SamplingParams,
+    Tokens,
+)
+from tokenplace.router.policy import Candidate
+from tokenplace.router.router import Route, Router
+
+CANARY = "the canary sings at noon"
+REQUEST = GenerateRequest(
+    model="tiny",
+    input=ChatInput((ChatMessage("user", CANARY),)),
+    sampling=SamplingParams(),
+    seed=b"12345678",
+    cache_scope=b"s" * 16,
+    as_of="2026-11-22",
+)
+
+
+class FixedRoutes:
+    """Routes to fake engines, in order of preference."""
+
+    def __init__(self, *engines: FakeEngine, error: TokenplaceError | None = None) -> None:
+        self.engines = engines
+        self.error = error
+        self.failures: list[tuple[str, TokenplaceError]] = []
+
+    async def find(self, model: str) -> Sequence[Route]:
+        if self.error:
+            raise self.error
+        return [
+            Route(
+                Candidate(f"donor-{n}", "a" * 64, "", n, 0, 100.0, 10.0, 0.01, True),
+                engine,
+            )
+            for n, engine in enumerate(self.engines)
+        ]
+
+    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
+        self.failures.append((candidate.donor, error))
+
+
+def router_over(routes: FixedRoutes) -> Router:
+    return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+
+
+async def collect(
+    router: Router, request: GenerateRequest = REQUEST, seen: list[Event] | None = None
+) -> list[Event]:
+    """All events; `seen` keeps those that came before a failure."""
+    seen = [] if seen is None else seen
+    async with router.generate(request) as events:
+        async for event in events:
+            seen.append(event)
+    return seen
+
+
+def text_of(events: Sequence[Event]) -> str:
+    return b"".join(p for e in events if isinstance(e, Tokens) for p in e.pieces).decode()
+
+
+async def test_the_best_route_answers() -> None:
+    routes = FixedRoutes(FakeEngine(), FakeEngine())
+    router = router_over(routes)
+    events = await collect(router)
+    assert isinstance(events[0], Accepted)
+    assert isinstance(events[-1], Finished)
+    assert text_of(events) == CANARY
+    assert routes.engines[0].requests[0].artifact == "a" * 64
+    assert not routes.engines[1].requests
+    assert [(a.donor, a.outcome) for a in router.attempts] == [("donor-0", "finished")]
+
+
+@pytest.mark.parametrize("error", [ConnectionLost(), DonorBusy(), WorkerCrashed()])
+async def test_before_the_first_token_another_donor_is_asked(error: TokenplaceError) -> None:
+    routes = FixedRoutes(FakeEngine(fail_after=0, error=error), FakeEngine())
+    router = router_over(routes)
+    events = await collect(router)
+    assert text_of(events) == CANARY
+    assert [donor for donor, _ in routes.failures] == ["donor-0"]
+    assert [r.attempt for e in routes.engines for r in e.requests] == [0, 1]
+    assert [a.outcome for a in router.attempts] == [error.code, "finished"]
+
+
+async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_donors() -> None:
+    routes = FixedRoutes(FakeEngine(fail_after=2, error=ConnectionLost()), FakeEngine())
+    seen: list[Event] = []
+    with pytest.raises(ConnectionLost):
+        await collect(router_over(routes), seen=seen)
+    assert CANARY.startswith(text_of(seen))
+    assert not routes.engines[1].requests
+
+
+async def test_a_request_that_does_not_stream_starts_again_at_any_time() -> None:
+    routes = FixedRoutes(FakeEngine(fail_after=5, error=ConnectionLost()), FakeEngine())
+    events = await collect(router_over(routes), replace(REQUEST, streamed=False))
+    assert text_of(events) == CANARY, "and nothing of the first donor's answer"
+    assert isinstance(events[-1], Finished)
+
+
+async def test_an_error_that_would_repeat_is_not_retried() -> None:
+    error = ContextLengthExceeded("9 > 8")
+    routes = FixedRoutes(FakeEngine(fail_after=0, error=error), FakeEngine())
+    with pytest.raises(ContextLengthExceeded):
+        await collect(router_over(routes))
+    assert not routes.engines[1].requests
+
+
+async def test_three_attempts_are_the_end() -> None:
+    broken = [FakeEngine(fail_after=0, error=ConnectionLost()) for _ in range(5)]
+    routes = FixedRoutes(*broken)
+    with pytest.raises(ConnectionLost) as caught:
+        await collect(router_over(routes))
+    assert caught.value.retry_after_s
+    assert [len(engine.requests) for engine in broken] == [1, 1, 1, 0, 0]
+
+
+async def test_a_request_that_crashes_workers_is_retried_once() -> None:
+    broken = [FakeEngine(fail_after=0, error=WorkerCrashed()) for _ in range(3)]
+    with pytest.raises(WorkerCrashed):
+        await collect(router_over(FixedRoutes(*broken)))
+    assert [len(engine.requests) for engine in broken] == [1, 1, 0]
+
+
+async def test_all_busy_says_when_to_come_back() -> None:
+    routes = FixedRoutes(
+        *(FakeEngine(fail_after=0, error=DonorBusy(retry_after_s=3.0)) for _ in range(2))
+    )
+    with pytest.raises(DonorBusy) as caught:
+        await collect(router_over(routes))
+    assert caught.value.retry_after_s == 3.0
+
+
+@pytest.mark.parametrize("error", [ModelNotFound(), NoDonorForModel()])
+async def test_what_the_search_says_reaches_the_app(error: TokenplaceError) -> None:
+    with pytest.raises(type(error)):
+        await collect(router_over(FixedRoutes(error=error)))
+
+
+async def test_nobody_at_all_is_no_donor_for_model() -> None:
+    with pytest.raises(NoDonorForModel) as caught:
+        await collect(router_over(FixedRoutes()))
+    assert caught.value.retry_after_s
+
+
+async def test_leaving_early_cancels_the_donor(autojump_clock: trio.testing.MockClock) -> None:
+    engine = FakeEngine(token_interval_s=1)
+    router = router_over(FixedRoutes(engine))
+    async with router.generate(REQUEST) as events:
+        async for event in events:
+            if isinstance(event, Tokens):
+                break
+    assert engine.n_running == 0
+    assert [a.outcome for a in router.attempts] == ["cancelled"]
+    assert router.attempts[0].first_token_s == 1
+
+
+async def test_no_text_in_logs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    routes = FixedRoutes(FakeEngine(fail_after=0, error=ConnectionLost()), FakeEngine())
+    await collect(router_over(routes))
+    assert "donor-1" in caplog.text
+    assert CANARY not in caplog.text
