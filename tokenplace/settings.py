@@ -30,6 +30,7 @@ class Settings:
     listen: multiaddrs to listen on; empty means the default when donating or serving, else none.
     serve: take part in the DHT and serve the directory even without donating.
     api_port: 0 picks a free one. has_api: whether the local API is served.
+    allow_private: dial addresses of private networks that strangers name.
     n_threads: compute threads for all models together; None takes every core.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     serve: bool = False
     api_port: int = defaults.API_PORT
     has_api: bool = True
+    allow_private: bool = False
     n_threads: int | None = None
     n_ctx: int | None = None
     models_dir: Path = field(default=Path())

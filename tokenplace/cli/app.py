@@ -118,6 +118,9 @@ def up(
     network: Annotated[
         str, typer.Option(envvar="TOKENPLACE_NETWORK", help="Name of the network to be part of.")
     ] = defaults.NETWORK,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Dial private addresses that peers name.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch models without asking.")] = False,
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,
     home: Home = None,
@@ -135,6 +138,7 @@ def up(
         serve=serve,
         api_port=api_port,
         has_api=not no_api,
+        allow_private=allow_private,
         n_threads=threads,
         n_ctx=ctx,
         models_dir=models_dir_of(where),

@@ -1,8 +1,6 @@
-"""`tokenplace demo`: a whole network of separate processes on loopback, asked one question. Start
-at `Demo.run`.
+"""`tokenplace demo`: a whole network of separate processes on loopback, asked one question.
 
-Every process is an ordinary `tokenplace up`; the demo only starts them, asks over HTTP as any app
-would, and ends them.
+Start at `Demo.run`. It asks over HTTP, as any app would.
 """
 
 from __future__ import annotations
@@ -10,15 +8,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import trio
@@ -26,128 +21,59 @@ import typer
 
 from tokenplace.cli.models import ensure_model
 from tokenplace.cli.output import fail, say
-from tokenplace.errors import TokenplaceError
+from tokenplace.cli.processes import PeerFailed, PeerGroup, PeerProcess, is_offering, open_peers
+from tokenplace.errors import first_error
 from tokenplace.models.catalogue import DEFAULT_MODEL
 from tokenplace.settings import default_home, models_dir_of
 
-LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
-START_TIMEOUT_S: Final = 60.0  # loading a small model on a busy machine of one core
-STOP_TIMEOUT_S: Final = 4.0  # Ctrl-C is promised to end everything within 5 s
-POLL_S: Final = 0.05
 ANSWER_TIMEOUT_S: Final = 120.0
 MAX_ANSWER_TOKENS: Final = 200
 
 
-class DemoError(Exception):
+class DemoFailed(Exception):
     """The demo cannot go on; the text says why."""
 
 
 @dataclass
-class Child:
-    """One peer's process, its home and its log."""
-
-    name: str
-    home: Path
-    process: trio.Process
-
-    @property
-    def log_tail(self) -> str:
-        """The last lines it printed."""
-        lines = (self.home / "output.log").read_text("utf-8", "replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-5:])
-
-    async def status(self) -> dict[str, Any] | None:
-        """The peer's own status; None while it does not answer yet."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.home / "control.sock"))
-        try:
-            async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
-                answer: dict[str, Any] = (await client.get("http://peer/status")).json()
-                return answer
-        except (httpx.HTTPError, OSError, json.JSONDecodeError):
-            return None
-
-
-@dataclass
 class Demo:
-    """The demo's settings and its running processes."""
+    """The demo's settings. `is_answered`: the question was answered through the network."""
 
     prompt: str
     n_donors: int
     api_port: int
     n_threads: int
     once: bool
-    folder: Path
-    children: list[Child] = field(default_factory=list)
     is_answered: bool = False
 
-    async def run(self) -> None:
-        """Start the network, ask, print; stay up unless `once`. Raises `DemoError`."""
+    async def run(self, peers: PeerGroup) -> None:
+        """Start the network, ask, print; stay up unless `once`.
+
+        Raises `DemoFailed` or `PeerFailed`.
+        """
         say(f"starting 1 bootstrap peer, {self.n_donors} donors and 1 peer that asks ...")
         started = time.monotonic()
-        bootstrap = await self._start("bootstrap", "--serve", "--listen", LOOPBACK, "--no-api")
-        addr = (await self._wait(bootstrap, lambda s: s["addresses"]))["addresses"][0]
-        threads = str(max(1, self.n_threads // self.n_donors))
-        donate = ("--donate", DEFAULT_MODEL.name, "--yes", "--listen", LOOPBACK, "--no-api")
+        bootstrap = await peers.start_bootstrap()
+        n_threads = max(1, self.n_threads // self.n_donors)
         donors = [
-            await self._start(f"donor-{number}", *donate, "--threads", threads, "--bootstrap", addr)
+            await peers.start_donor(f"donor-{number}", DEFAULT_MODEL.name, bootstrap, n_threads)
             for number in range(1, self.n_donors + 1)
         ]
-        asker = await self._start("asker", "--bootstrap", addr, "--api-port", str(self.api_port))
-        api = str((await self._wait(asker, lambda s: s["api"]))["api"]["url"])
+        asker, api = await peers.start_asker("asker", bootstrap, self.api_port)
         for donor in donors:
-            await self._wait(donor, lambda s: any(m["state"] == "offered" for m in s["models"]))
-            say(f"  {donor.name} donates {DEFAULT_MODEL.name} ({threads} threads)")
-        await self._wait(asker, lambda s: len(s["donors"]) == self.n_donors)
+            await donor.wait(is_offering)
+            say(f"  {donor.name} donates {DEFAULT_MODEL.name} ({n_threads} threads)")
+        await asker.wait(lambda s: len(s["donors"]) == self.n_donors)
         say(f"network ready after {time.monotonic() - started:.1f} s\n")
         await self._ask(api, donors)
         self.is_answered = True
         if not self.once:
             _say_what_next(api, asker.home)
-            await self._watch()
-
-    async def _start(self, name: str, *arguments: str) -> Child:
-        home = self.folder / name
-        home.mkdir(mode=0o700)
-        command = [sys.executable, "-m", "tokenplace", "up", "--home", str(home), "--until-eof"]
-        environment = {
-            # No setting of the person's own peer may reach into the demo.
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith("TOKENPLACE_") or key == "TOKENPLACE_MODELS_DIR"
-        } | {"TOKENPLACE_CONFIG": os.devnull}
-        with (home / "output.log").open("wb") as log:
-            # Its own session: Ctrl-C is for the demo, which then ends its children in order. The
-            # open stdin ends them even when the demo itself is killed.
-            process = await trio.lowlevel.open_process(
-                [*command, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        child = Child(name, home, process)
-        self.children.append(child)
-        return child
-
-    async def _wait(self, child: Child, is_ready: Any) -> dict[str, Any]:
-        with trio.move_on_after(START_TIMEOUT_S):
             while True:
-                for other in self.children:
-                    if other.process.poll() is not None:
-                        raise DemoError(f"{other.name} ended:\n{other.log_tail}")
-                status = await child.status()
-                if status is not None and is_ready(status):
-                    return status
-                for model in (status or {}).get("models", ()):
-                    if model["state"] == "failed":
-                        raise DemoError(f"{child.name}: {model['reason']}")
-                await trio.sleep(POLL_S)
-        raise DemoError(
-            f"{child.name} was not ready within {START_TIMEOUT_S:.0f} s:\n{child.log_tail}"
-        )
+                for peer in peers.peers:
+                    peer.check()
+                await trio.sleep(1)
 
-    async def _ask(self, api: str, donors: list[Child]) -> None:
+    async def _ask(self, api: str, donors: list[PeerProcess]) -> None:
         """Ask as any app would, print the answer as it streams, then who gave it."""
         say(f"> {self.prompt}\n")
         body = {
@@ -164,16 +90,16 @@ class Demo:
         ):
             if response.status_code != 200:
                 problem = json.loads(await response.aread())["error"]["message"]
-                raise DemoError(f"the API answered {response.status_code}: {problem}")
+                raise DemoFailed(f"the API answered {response.status_code}: {problem}")
             donor_id = response.headers.get("x-tokenplace-accepted-by", "")
             async for line in response.aiter_lines():
                 answer.take(line)
         print(flush=True)
         if not answer.is_done or answer.first_s is None:
-            raise DemoError(answer.problem or "the answer ended before it was whole")
+            raise DemoFailed(answer.problem or "the answer ended before it was whole")
         names = [d.name for d in donors if ((await d.status()) or {}).get("peer_id") == donor_id]
         if not names:
-            raise DemoError(
+            raise DemoFailed(
                 f"the answer did not come from one of the donors, but from {donor_id!r}"
             )
         say(
@@ -181,26 +107,6 @@ class Demo:
             f"{answer.first_s * 1000:.0f} ms, {answer.n_tokens} tokens at "
             f"{answer.speed_tps:.0f} tokens/s"
         )
-
-    async def _watch(self) -> None:
-        while True:
-            for child in self.children:
-                if child.process.poll() is not None:
-                    raise DemoError(f"{child.name} ended:\n{child.log_tail}")
-            await trio.sleep(1)
-
-    async def stop(self) -> None:
-        """End every process: kindly first, and after `STOP_TIMEOUT_S` without asking."""
-        for child in self.children:
-            if child.process.poll() is None:
-                child.process.send_signal(signal.SIGTERM)
-        with trio.move_on_after(STOP_TIMEOUT_S):
-            for child in self.children:
-                await child.process.wait()
-        for child in self.children:
-            if child.process.poll() is None:
-                child.process.kill()
-                await child.process.wait()
 
 
 @dataclass
@@ -252,17 +158,8 @@ Ctrl-C ends it."""
     )
 
 
-@asynccontextmanager
-async def _open_demo(demo: Demo) -> AsyncIterator[Demo]:
-    try:
-        yield demo
-    finally:
-        with trio.CancelScope(shield=True):
-            await demo.stop()
-
-
-async def _run_until_signal(demo: Demo) -> None:
-    """Run the demo until it ends or a signal says so; a signal before the answer is a failure."""
+async def _run_until_signal(demo: Demo, folder: Path) -> None:
+    """Run the demo until it ends or a signal says so."""
     async with trio.open_nursery() as nursery:
 
         async def watch_signals() -> None:
@@ -272,8 +169,8 @@ async def _run_until_signal(demo: Demo) -> None:
                     nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch_signals)
-        async with _open_demo(demo):
-            await demo.run()
+        async with open_peers(folder) as peers:
+            await demo.run(peers)
         nursery.cancel_scope.cancel()
 
 
@@ -283,17 +180,13 @@ def run_demo(
     """Run the demo in the foreground; exit status 0 only if the answer came through the network."""
     home = default_home()
     ensure_model(home, models_dir_of(home), DEFAULT_MODEL.name, may_fetch=True)
+    demo = Demo(prompt, n_donors, api_port, n_threads or os.cpu_count() or 1, once)
     with tempfile.TemporaryDirectory(prefix="tokenplace-demo-") as folder:
-        threads = n_threads or os.cpu_count() or 1
-        demo = Demo(prompt, n_donors, api_port, threads, once, Path(folder))
         try:
-            trio.run(_run_until_signal, demo)
-        except* DemoError as group:
-            fail(str(group.exceptions[0]))
+            trio.run(_run_until_signal, demo, Path(folder))
+        except* (DemoFailed, PeerFailed) as group:
+            fail(str(first_error(group)))
         except* httpx.HTTPError as group:
-            fail(f"the local API broke off: {type(group.exceptions[0]).__name__}")
-        except* TokenplaceError as group:
-            fail(str(group.exceptions[0]))
-    raise typer.Exit(
-        0 if demo.is_answered else 130
-    )  # 130: ended by Ctrl-C before there was an answer
+            fail(f"the local API broke off: {type(first_error(group)).__name__}")
+    # 130: ended by Ctrl-C before there was an answer
+    raise typer.Exit(0 if demo.is_answered else 130)

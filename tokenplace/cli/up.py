@@ -12,8 +12,8 @@ import trio
 
 from tokenplace.cli.models import ensure_model
 from tokenplace.cli.output import fail, say
-from tokenplace.errors import ConfigError, TokenplaceError
-from tokenplace.node import open_node
+from tokenplace.errors import ConfigError, TokenplaceError, first_error
+from tokenplace.node.node import open_node
 from tokenplace.settings import Settings
 
 # The node bounds each part of its shutdown; this is the whole, after which the process just ends.
@@ -37,13 +37,6 @@ def run_up(settings: Settings, *, may_fetch: bool, until_eof: bool) -> None:
         fail(str(error) if not isinstance(error, ConfigError) else error.detail, *hints_of(error))
     except* OSError as group:
         fail(f"the peer cannot go on: {first_error(group)}")
-
-
-def first_error(error: BaseException) -> BaseException:
-    """The first error inside groups of groups: one is enough for a person."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def hints_of(error: BaseException) -> tuple[str, ...]:

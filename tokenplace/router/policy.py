@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:  # adverts import libp2p; this module does not need it to run
+    from tokenplace.models.names import NamedModel
+    from tokenplace.peer.adverts import OfferedModel
 
 # Guesses that only decide the order until a donor has been measured: a laptop's small model.
 UNKNOWN_PREFILL_TPS: Final = 100.0
@@ -89,6 +93,19 @@ def choose(
     )
     drawn = dice.sample(equals, min(2, len(equals)))
     return min(drawn, key=lambda c: (expected_total_s(c), c.donor))
+
+
+def rank_of(offered: OfferedModel, wanted: Sequence[NamedModel]) -> int | None:
+    """Place of `offered` among what is wanted, 0 first; None if it is none of it.
+
+    The artifact decides, by prefix where the user pinned one; a template that the tables pin must
+    match.
+    """
+    for rank, model in enumerate(wanted):
+        is_artifact = bool(model.artifact) and offered.artifact.startswith(model.artifact)
+        if is_artifact and model.template in ("", offered.template):
+            return rank
+    return None
 
 
 def _answer_s(candidate: Candidate) -> float:

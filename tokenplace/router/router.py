@@ -19,7 +19,15 @@ import trio
 
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, NoDonorForModel, TokenplaceError, WorkerCrashed
-from tokenplace.generation import Accepted, Event, Finished, GenerateRequest, Generator, Tokens
+from tokenplace.generation import (
+    Accepted,
+    ChatInput,
+    Event,
+    Finished,
+    GenerateRequest,
+    Generator,
+    Tokens,
+)
 from tokenplace.router.policy import Candidate, choose
 
 log = logging.getLogger(__name__)
@@ -131,8 +139,9 @@ class Router:
     ) -> AsyncGenerator[Event, None]:
         candidate = route.candidate
         outcome = "cancelled"
+        template = candidate.template if isinstance(request.input, ChatInput) else ""
         asked = dataclasses.replace(
-            request, artifact=candidate.artifact, template=candidate.template, attempt=number
+            request, artifact=candidate.artifact, template=template, attempt=number
         )
         held: list[Event] = []
         try:

@@ -1,0 +1,158 @@
+"""What the world throws at a network: killed, frozen and crashed donors.
+
+Each test may break its own network.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.network import MODEL, Network, frozen, open_network, wait_for, workers_of
+
+pytestmark = pytest.mark.slow
+CANARY = "The canary sings at noon about quicksilver."
+
+
+@pytest.fixture
+def fragile(
+    short_folder: Path, tiny_model: Path, request: pytest.FixtureRequest
+) -> Iterator[Network]:
+    """A network of two donors that the test may break."""
+    folder = short_folder / str(abs(hash(request.node.name)))[:8]
+    folder.mkdir()
+    with open_network(folder, n_donors=2) as network:
+        yield network
+
+
+def body(*, stream: bool, max_tokens: int = 600) -> dict[str, object]:
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": CANARY}],
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+
+
+class Asked(threading.Thread):
+    """A plain request in a thread of its own."""
+
+    def __init__(self, api: str, max_tokens: int) -> None:
+        super().__init__()
+        self.api = api
+        self.max_tokens = max_tokens
+        self.response: httpx.Response | None = None
+        self.took_s = 0.0
+        self.start()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        asked = body(stream=False, max_tokens=self.max_tokens)
+        self.response = httpx.post(f"{self.api}/chat/completions", json=asked, timeout=120)
+        self.took_s = time.monotonic() - started
+
+    def answer(self) -> httpx.Response:
+        self.join(120)
+        assert self.response is not None, "no answer"
+        return self.response
+
+
+def holder_of_exchange(network: Network) -> str:
+    """Name of the donor that has taken a request, or nothing yet."""
+    busy = [d.name for d in network.donors if network.status(d)["exchanges"]["open"]]
+    return busy[0] if busy else ""
+
+
+def test_a_donor_killed_before_its_first_token_is_replaced(fragile: Network) -> None:
+    workers = [w.pid for d in fragile.donors for w in workers_of(d)]
+    with frozen(*workers):
+        asked = Asked(fragile.api, max_tokens=5)
+        wait_for(lambda: holder_of_exchange(fragile), "a donor has the request")
+        victim = next(d for d in fragile.donors if d.name == holder_of_exchange(fragile))
+        fragile.kill(victim)
+    answer = asked.answer()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 5
+
+
+def test_a_donor_killed_in_mid_stream_is_an_error_event_and_an_aborted_stream(
+    fragile: Network,
+) -> None:
+    lines: list[str] = []
+    killed_at = 0.0
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream(
+            "POST", f"{fragile.api}/chat/completions", json=body(stream=True)
+        ) as response,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        donor = fragile.donor_of(response.headers["x-tokenplace-accepted-by"])
+        for line in response.iter_lines():
+            lines.append(line)
+            if not killed_at and sum('"content"' in seen for seen in lines) == 5:
+                fragile.kill(donor)
+                killed_at = time.monotonic()
+    took_s = time.monotonic() - killed_at
+    events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert "error" in json.loads(events[-1]), "never a quiet end"
+    assert json.loads(events[-1])["error"]["code"] == "connection_lost"
+    assert "data: [DONE]" not in lines
+    assert took_s < 5, "promised within a second; five on a machine shared with other tests"
+
+
+def test_a_request_that_does_not_stream_survives_a_donor_killed_in_mid_answer(
+    fragile: Network,
+) -> None:
+    asked = Asked(fragile.api, max_tokens=150)
+    wait_for(lambda: holder_of_exchange(fragile), "a donor has the request")
+    victim = next(d for d in fragile.donors if d.name == holder_of_exchange(fragile))
+    wait_for(lambda: fragile.status(victim)["exchanges"]["tokens"] > 20, "tokens are coming")
+    fragile.kill(victim)
+    answer = asked.answer()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 150
+
+
+def test_a_frozen_donor_is_given_up_after_ten_seconds(fragile: Network) -> None:
+    workers = [w.pid for d in fragile.donors for w in workers_of(d)]
+    with frozen(*workers):
+        asked = Asked(fragile.api, max_tokens=5)
+        wait_for(lambda: holder_of_exchange(fragile), "a donor has the request")
+        victim = next(d for d in fragile.donors if d.name == holder_of_exchange(fragile))
+        other = next(d for d in fragile.donors if d is not victim)
+        with frozen(victim.process.pid):
+            for worker in workers_of(other):
+                worker.resume()
+            answer = asked.answer()
+    assert answer.status_code == 200, answer.text
+    assert asked.took_s > 9, "silence is borne for ten seconds"
+    assert asked.took_s < 40
+
+
+def test_a_crashed_worker_is_restarted_and_nobody_notices(fragile: Network) -> None:
+    asked = Asked(fragile.api, max_tokens=100)
+    wait_for(lambda: holder_of_exchange(fragile), "a donor has the request")
+    victim = next(d for d in fragile.donors if d.name == holder_of_exchange(fragile))
+    wait_for(lambda: fragile.status(victim)["exchanges"]["tokens"] > 5, "tokens are coming")
+    for worker in workers_of(victim):
+        worker.kill()
+    answer = asked.answer()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 100
+    wait_for(lambda: fragile.status(victim)["models"][0]["restarts"] == 1, "the worker is back")
+
+
+def test_no_peer_wrote_the_prompt_anywhere(fragile: Network) -> None:
+    assert Asked(fragile.api, max_tokens=5).answer().status_code == 200
+    for peer in fragile.group.peers:
+        for path in peer.home.rglob("*"):
+            if path.is_file():
+                assert b"quicksilver" not in path.read_bytes(), f"the prompt is in {path}"

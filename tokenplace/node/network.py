@@ -1,0 +1,132 @@
+"""Puts the halves of a peer that touch the network together. Start at `open_network`.
+
+Imported only when the local API is up, because libp2p takes most of a second to load.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import trio
+
+from tokenplace import defaults
+from tokenplace.dht.bootstrap import BootstrapList, Joiner, JoinState, load_bootstrap
+from tokenplace.dht.messages import PeerAddrs
+from tokenplace.models.names import ModelNames
+from tokenplace.models.store import ModelStore
+from tokenplace.models.table import TableFile
+from tokenplace.node.asking import Asking, open_asking
+from tokenplace.node.donating import Donations
+from tokenplace.node.node import LateRoutes, Node
+from tokenplace.node.serving import Serving, open_serving
+from tokenplace.peer.identity import load_or_create_identity
+from tokenplace.router.routes import NetworkRoutes
+from tokenplace.settings import Settings
+
+IDENTITY_FILE = "identity.key"
+
+
+async def open_network(
+    node: Node,
+    table: TableFile,
+    late_routes: LateRoutes,
+    stack: AsyncExitStack,
+    nursery: trio.Nursery,
+    say: Callable[[str], None],
+) -> None:
+    """Open the serving half if others shall reach this peer, the asking half if it has an API."""
+    settings = node.settings
+    bootstrap = load_bootstrap(settings.bootstrap, settings.home)
+    donations = node.all_donations = Donations(say=say)
+    allow_private = may_dial_private(settings, bootstrap)
+    if settings.is_serving:
+        node.serving = await stack.enter_async_context(
+            open_serving(
+                settings.network,
+                load_or_create_identity(settings.home / IDENTITY_FILE),
+                settings.listen or (defaults.LISTEN_ADDR,),
+                bootstrap,
+                donations,
+                allow_private=allow_private,
+            )
+        )
+        for addr in node.serving.host.addrs():
+            say(f"listening on {addr}")
+    if settings.has_api:
+        node.asking = await _open_asking_half(node, stack, bootstrap, allow_private)
+        node.routes = NetworkRoutes(
+            lambda: ModelNames(table.read()),
+            donations.own_models,
+            node.asking.finder,
+            node.asking.open_donor,
+            why_nobody=lambda: why_nobody(node),
+            now=time.time,
+        )
+        late_routes.arrive(node.routes)
+    store = ModelStore(settings.models_dir, table)
+    for model in settings.donate:
+        nursery.start_soon(
+            donations.serve, model, store, settings.threads_per_model(), settings.n_ctx
+        )
+    nursery.start_soon(_say_joined, node.asking or node.serving, say)
+
+
+async def _open_asking_half(
+    node: Node, stack: AsyncExitStack, bootstrap: BootstrapList, allow_private: bool
+) -> Asking:
+    """The asking half also joins through this peer's own serving half: who calls there is known
+    here.
+    """
+    own_peers: frozenset[str] = frozenset()
+    if node.serving is not None:
+        host = node.serving.host
+        own_peers = frozenset({host.peer_id})
+        own = PeerAddrs(host.peer_id, tuple(a.partition("/p2p/")[0] for a in host.addrs()))
+        bootstrap = BootstrapList((*bootstrap.peers, own), bootstrap.source)
+    return await stack.enter_async_context(
+        open_asking(
+            node.settings.network, bootstrap, allow_private=allow_private, own_peers=own_peers
+        )
+    )
+
+
+def may_dial_private(settings: Settings, bootstrap: BootstrapList) -> bool:
+    """May addresses of private networks and this machine be dialled when strangers name them?
+
+    Yes if the person said so, or joins through such an address, and then is in that network anyway.
+    """
+    return settings.allow_private or any(
+        is_private(addr) for peer in bootstrap.peers for addr in peer.addrs
+    )
+
+
+def is_private(addr: str) -> bool:
+    """Is this multiaddr one of a private network or of this machine?"""
+    try:
+        return ipaddress.ip_address(addr.split("/")[2]).is_private
+    except ValueError:
+        return False  # a DNS name
+
+
+def why_nobody(node: Node) -> str:
+    """Why a search found no donor, in words for the app's user."""
+    status = node.asking.joiner.status() if node.asking else None
+    if status is None or status.state is JoinState.JOINED:
+        return ""
+    return f"This peer is {status.text}."
+
+
+async def _say_joined(half: Asking | Serving | None, say: Callable[[str], None]) -> None:
+    if half is None:
+        return
+    joiner: Joiner = half.joiner
+    if not joiner.peers:
+        say(
+            f"no peer known: {joiner.bootstrap.source} names none. Join through somebody with "
+            "--bootstrap MULTIADDR (they print it with: tokenplace peer invite), or wait to be called."
+        )
+    await joiner.wait_joined()
+    say(joiner.status().text)

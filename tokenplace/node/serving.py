@@ -1,0 +1,82 @@
+"""The serving half of a peer: a listening host with the lasting identity, the DHT as a server, the
+directory, and the donor's side of the exchange. Start at `open_serving`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tokenplace.dht.announce import Announcer, open_announcer
+from tokenplace.dht.bootstrap import BootstrapList, Joiner
+from tokenplace.dht.directory import Directory
+from tokenplace.dht.donors import DirectoryCache
+from tokenplace.dht.kad import Kad, open_kad
+from tokenplace.node.donating import Donations
+from tokenplace.peer.admission import Admission
+from tokenplace.peer.background import open_background
+from tokenplace.peer.donor import Donor
+from tokenplace.peer.host import PeerHost, open_host
+from tokenplace.peer.identity import Identity
+from tokenplace.peer.wire import GENERATE_PROTOCOL
+from tokenplace.sealing.epochs import Epochs
+from tokenplace.sealing.keys import KeyRing
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The running serving half."""
+
+    host: PeerHost
+    kad: Kad
+    joiner: Joiner
+    donor: Donor
+
+
+@asynccontextmanager
+async def open_serving(
+    network: str,
+    identity: Identity,
+    listen: tuple[str, ...],
+    bootstrap: BootstrapList,
+    donations: Donations,
+    *,
+    allow_private: bool,
+) -> AsyncIterator[Serving]:
+    """Serve until the block exits; then say goodbye to those who could still send requests here."""
+    key_ring = KeyRing.generate()
+    epochs = Epochs()
+    async with (
+        open_host(identity, listen=listen) as host,
+        open_kad(host, network=network, server=True) as kad,
+        open_background() as background,
+    ):
+        joiner = Joiner(host, kad, bootstrap)
+        announcer = Announcer(
+            identity=identity,
+            network=network,
+            addrs=host.addrs,
+            models=donations.offered,
+            public_keys=key_ring.public_keys,
+            load=donations.load,
+            epoch=lambda: epochs.current(time.monotonic()),
+        )
+        donor = Donor(
+            network=network,
+            donor_id=identity.peer_id_bytes,
+            key_ring=key_ring,
+            epochs=epochs,
+            generators=donations.generators,
+            admission=Admission(),
+            signed_keys=announcer.signed_keys,
+            signed_live=announcer.signed_live,
+            clock=time.monotonic,
+        )
+        cache = DirectoryCache(network, allow_private=allow_private)
+        Directory(cache, identity.peer_id, announcer.own).serve_on(host)
+        host.set_stream_handler(GENERATE_PROTOCOL, donor.handle)
+        background.start_soon(joiner.run)
+        async with open_announcer(announcer, kad):
+            yield Serving(host, kad, joiner, donor)

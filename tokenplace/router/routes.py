@@ -1,0 +1,151 @@
+"""Where a model can be had: this peer's own engines and the donors it knows. Start at
+`NetworkRoutes`.
+
+A name means what this peer's tables say it means; what only donors claim never answers a bare name
+(docs/protocol.md, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from tokenplace.dht.donors import DonorRecord
+from tokenplace.dht.finder import FindResult
+from tokenplace.errors import (
+    DonorBusy,
+    DonorFinishing,
+    NoDonorForModel,
+    SearchIncomplete,
+    TokenplaceError,
+)
+from tokenplace.generation import Generator
+from tokenplace.models.names import ModelNames, NamedModel
+from tokenplace.peer.adverts import DonorState, OfferedModel
+from tokenplace.router.policy import Candidate, rank_of
+from tokenplace.router.router import RETRY_AFTER_S, Route
+
+SEARCH_DEADLINE_S: Final = 10.0
+
+
+class DonorSource(Protocol):
+    """What is needed of `dht.finder.Finder`."""
+
+    async def find(
+        self, names: Sequence[str], artifacts: Sequence[str], *, deadline_s: float
+    ) -> FindResult:
+        """Donors of any of these models, from memory if there are some, else by searching."""
+
+    def known(self) -> Sequence[DonorRecord]:
+        """All donors that are known now."""
+
+    def mark_failed(self, peer_id: str) -> None:
+        """This donor did not work: let it rest until it proves life."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModel:
+    """A model that this very peer serves."""
+
+    offered: OfferedModel
+    generator: Generator
+    queue: Callable[[], int]
+
+
+class NetworkRoutes:
+    """Routes for the router (`router.Routes`), over own engines and a donor source that comes up
+    later.
+    """
+
+    def __init__(
+        self,
+        names: Callable[[], ModelNames],
+        own_models: Callable[[], Sequence[OwnModel]],
+        source: DonorSource,
+        open_donor: Callable[[DonorRecord], Generator],
+        *,
+        why_nobody: Callable[[], str],
+        now: Callable[[], float],
+    ) -> None:
+        """
+        names, own_models: as they are now. open_donor: a generator that reaches this donor.
+        why_nobody: explains an empty search. now: unix seconds.
+        """
+        self._names = names
+        self._own_models = own_models
+        self._source = source
+        self._open_donor = open_donor
+        self._why_nobody = why_nobody
+        self._now = now
+
+    async def find(self, model: str) -> Sequence[Route]:
+        """See `router.Routes`."""
+        wanted = self._names().resolve(model)
+        routes = [*self._own_routes(wanted), *self._routes_to(self._source.known(), wanted)]
+        if routes:
+            return routes
+        result = await self._source.find(
+            [w.name for w in wanted],
+            [w.artifact for w in wanted if w.artifact],
+            deadline_s=SEARCH_DEADLINE_S,
+        )
+        routes = list(self._routes_to(result.donors, wanted))
+        if not routes:
+            error = NoDonorForModel if result.complete else SearchIncomplete
+            raise error(self._why_nobody(), retry_after_s=RETRY_AFTER_S)
+        return routes
+
+    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
+        """See `router.Routes`.
+
+        A full or finishing donor is well; whoever broke off or broke rules rests.
+        """
+        if candidate.donor and not isinstance(error, (DonorBusy, DonorFinishing)):
+            self._source.mark_failed(candidate.donor)
+
+    def offered_now(self) -> Iterator[OfferedModel]:
+        """Every model that somebody offers now, this peer first."""
+        for own in self._own_models():
+            yield own.offered
+        for record in self._source.known():
+            yield from record.offer.models
+
+    def _own_routes(self, wanted: Sequence[NamedModel]) -> Iterator[Route]:
+        for own in self._own_models():
+            if (rank := rank_of(own.offered, wanted)) is not None:
+                yield Route(
+                    Candidate(
+                        donor="",
+                        artifact=own.offered.artifact,
+                        template=own.offered.template,
+                        rank=rank,
+                        queue=own.queue(),
+                        prefill_tps=0.0,
+                        decode_tps=0.0,
+                        rtt_s=0.0,
+                        is_accepting=True,
+                    ),
+                    own.generator,
+                )
+
+    def _routes_to(
+        self, donors: Sequence[DonorRecord], wanted: Sequence[NamedModel]
+    ) -> Iterator[Route]:
+        for record in donors:
+            load = record.load(self._now())
+            for offered in record.offer.models:
+                if (rank := rank_of(offered, wanted)) is None:
+                    continue
+                candidate = Candidate(
+                    donor=record.peer_id,
+                    artifact=offered.artifact,
+                    template=offered.template,
+                    rank=rank,
+                    queue=load.queue if load else 0,
+                    prefill_tps=load.prefill_tps if load else 0.0,
+                    decode_tps=load.decode_tps if load else 0.0,
+                    rtt_s=record.rtt_s,
+                    is_accepting=load is None or load.state is DonorState.ACCEPTING,
+                )
+                yield Route(candidate, self._open_donor(record))
