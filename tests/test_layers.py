@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": set(),
     "errors": set(),
     "defaults": set(),
-    "settings": {"defaults"},
+    "settings": {"defaults", "errors"},
     "text": WORDS,
     "sealing": WORDS,
     "models": WORDS,

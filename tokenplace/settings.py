@@ -7,10 +7,12 @@ Everything has a value that works: `tokenplace up` needs no settings at all.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenplace import defaults
+from tokenplace.errors import ConfigError
 
 
 def default_home() -> Path:
@@ -18,6 +20,9 @@ def default_home() -> Path:
     import platformdirs  # here, because only a command that needs the home should pay for it
 
     return platformdirs.user_data_path("tokenplace", appauthor=False)
+
+
+_NETWORK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,14 @@ class Settings:
     n_threads: int | None = None
     n_ctx: int | None = None
     models_dir: Path = field(default=Path())
+
+    def check(self) -> None:
+        """Raises `ConfigError` for what no peer could run with."""
+        if not _NETWORK_NAME.fullmatch(self.network):
+            raise ConfigError(
+                f"--network {self.network!r} is not the name of a network.",
+                hint="Use 1 to 32 of a-z, 0-9 and '-'; the public network is called main.",
+            )
 
     @property
     def is_serving(self) -> bool:

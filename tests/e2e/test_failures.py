@@ -20,15 +20,21 @@ pytestmark = pytest.mark.slow
 CANARY = "The canary sings at noon about quicksilver."
 
 
-@pytest.fixture
-def fragile(
-    short_folder: Path, tiny_model: Path, request: pytest.FixtureRequest
-) -> Iterator[Network]:
-    """A network of two donors that the test may break."""
-    folder = short_folder / str(abs(hash(request.node.name)))[:8]
+@pytest.fixture(scope="module")
+def breakable(short_folder: Path, tiny_model: Path) -> Iterator[Network]:
+    folder = short_folder / "breakable"
     folder.mkdir()
     with open_network(folder, n_donors=2) as network:
         yield network
+
+
+@pytest.fixture
+def fragile(breakable: Network) -> Network:
+    """A network of two healthy donors; the test may break it, the next one gets it mended."""
+    while len(breakable.donors) < 2:
+        breakable.add_donor()
+    breakable.wait_ready()
+    return breakable
 
 
 def body(*, stream: bool, max_tokens: int = 600) -> dict[str, object]:
@@ -39,6 +45,29 @@ def body(*, stream: bool, max_tokens: int = 600) -> dict[str, object]:
         "ignore_eos": True,
         "stream": stream,
     }
+
+
+class KilledStream:
+    """A streamed answer whose donor is killed at the fifth piece of text."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.lines: list[str] = []
+        self.killed_at = 0.0
+
+    def read(self) -> None:
+        url = f"{self.network.api}/chat/completions"
+        with (
+            httpx.Client(timeout=60) as client,
+            client.stream("POST", url, json=body(stream=True)) as response,
+        ):
+            donor = self.network.donor_of(response.headers["x-tokenplace-accepted-by"])
+            for line in response.iter_lines():
+                self.lines.append(line)
+                n_pieces = sum('"content"' in seen for seen in self.lines)
+                if n_pieces == 5 and not self.killed_at:
+                    self.network.kill(donor)
+                    self.killed_at = time.monotonic()
 
 
 class Asked(threading.Thread):
@@ -85,21 +114,10 @@ def test_a_donor_killed_before_its_first_token_is_replaced(fragile: Network) -> 
 def test_a_donor_killed_in_mid_stream_is_an_error_event_and_an_aborted_stream(
     fragile: Network,
 ) -> None:
-    lines: list[str] = []
-    killed_at = 0.0
-    with (
-        httpx.Client(timeout=60) as client,
-        client.stream(
-            "POST", f"{fragile.api}/chat/completions", json=body(stream=True)
-        ) as response,
-        pytest.raises(httpx.RemoteProtocolError),
-    ):
-        donor = fragile.donor_of(response.headers["x-tokenplace-accepted-by"])
-        for line in response.iter_lines():
-            lines.append(line)
-            if not killed_at and sum('"content"' in seen for seen in lines) == 5:
-                fragile.kill(donor)
-                killed_at = time.monotonic()
+    stream = KilledStream(fragile)
+    with pytest.raises(httpx.RemoteProtocolError):
+        stream.read()
+    lines, killed_at = stream.lines, stream.killed_at
     took_s = time.monotonic() - killed_at
     events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
     assert "error" in json.loads(events[-1]), "never a quiet end"

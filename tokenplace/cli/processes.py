@@ -88,7 +88,7 @@ class PeerGroup:
     peers: list[PeerProcess] = field(default_factory=list)
 
     async def start(self, name: str, *arguments: str) -> PeerProcess:
-        """Start `tokenplace up` with these arguments; it ends with this process, however that ends."""
+        """Start `tokenplace up`; it ends with this process, however that ends."""
         home = self.folder / name
         home.mkdir(mode=0o700, exist_ok=True)
         command = [sys.executable, "-m", "tokenplace", "up", "--home", str(home), "--until-eof"]

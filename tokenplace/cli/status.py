@@ -5,10 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import fail, say
+from tokenplace.cli.output import console, fail, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def show_status(home: Path, *, as_json: bool, with_requests: bool) -> None:
@@ -17,14 +21,12 @@ def show_status(home: Path, *, as_json: bool, with_requests: bool) -> None:
     if as_json:
         print(json.dumps(status, indent=2))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    _print_peer(console, status)
-    _print_models(console, status["models"])
-    _print_donors(console, status["donors"])
+    screen = console()
+    _print_peer(screen, status)
+    _print_models(screen, status["models"])
+    _print_donors(screen, status["donors"])
     if with_requests:
-        _print_requests(console, status["requests"])
+        _print_requests(screen, status["requests"])
 
 
 def show_invite(home: Path) -> None:
@@ -54,26 +56,26 @@ def _distance(addr: str) -> int:
     return 2 if ip.is_loopback else 1 if ip.is_private else 0
 
 
-def _print_peer(console: Any, status: dict[str, Any]) -> None:
-    console.print(f"[bold]peer[/] {status['peer_id'] or 'asks only, under a throw-away identity'}")
-    console.print(f"  home           {status['home']}")
-    console.print(f"  network        {status['network']}")
-    console.print(f"  up             {status['uptime_s']:.0f} s")
-    console.print(f"  API            {status['api']['url'] if status['api'] else 'none'}")
+def _print_peer(screen: Console, status: dict[str, Any]) -> None:
+    screen.print(f"[bold]peer[/] {status['peer_id'] or 'asks only, under a throw-away identity'}")
+    screen.print(f"  home           {status['home']}")
+    screen.print(f"  network        {status['network']}")
+    screen.print(f"  up             {status['uptime_s']:.0f} s")
+    screen.print(f"  API            {status['api']['url'] if status['api'] else 'none'}")
     for number, addr in enumerate(status["addresses"]):
-        console.print(f"  {'addresses' if not number else '':14} {addr}")
-    console.print(f"  reachability   {status['reachability']}")
-    console.print(f"  bootstrap      {status['join']['text']}")
+        screen.print(f"  {'addresses' if not number else '':14} {addr}")
+    screen.print(f"  reachability   {status['reachability']}")
+    screen.print(f"  bootstrap      {status['join']['text']}")
     for peer in status["join"]["peers"]:
-        console.print(f"                 {peer['addr']}: {peer['state']}")
-    console.print(f"  connections    {len(status['connections'])}")
+        screen.print(f"                 {peer['addr']}: {peer['state']}")
+    screen.print(f"  connections    {len(status['connections'])}")
     for connection in status["connections"]:
         direction, peer_id = connection["direction"], connection["peer_id"]
-        console.print(f"                 {direction:3} {peer_id} {connection['remote_addr']}")
-    console.print(f"  routing table  {status['routing_table']['n_peers']} peers")
+        screen.print(f"                 {direction:3} {peer_id} {connection['remote_addr']}")
+    screen.print(f"  routing table  {status['routing_table']['n_peers']} peers")
 
 
-def _table(title: str, *columns: str) -> Any:
+def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -83,7 +85,7 @@ def _table(title: str, *columns: str) -> Any:
     return table
 
 
-def _print_models(console: Any, models: list[dict[str, Any]]) -> None:
+def _print_models(screen: Console, models: list[dict[str, Any]]) -> None:
     if not models:
         return
     table = _table(
@@ -99,12 +101,12 @@ def _print_models(console: Any, models: list[dict[str, Any]]) -> None:
             str(m["n_queued"]),
             f"{m['decode_tps']:.0f}",
         )
-    console.print(table)
+    screen.print(table)
 
 
-def _print_donors(console: Any, donors: list[dict[str, Any]]) -> None:
+def _print_donors(screen: Console, donors: list[dict[str, Any]]) -> None:
     if not donors:
-        console.print("  donors         none known yet")
+        screen.print("  donors         none known yet")
         return
     table = _table("donors known", "peer", "models", "round trip", "queue", "tokens/s", "seen")
     for d in donors:
@@ -114,16 +116,23 @@ def _print_donors(console: Any, donors: list[dict[str, Any]]) -> None:
             "?" if d["rtt_ms"] is None else f"{d['rtt_ms']:.0f} ms",
             "?" if d["queue"] is None else str(d["queue"]),
             "?" if d["decode_tps"] is None else f"{d['decode_tps']:.0f}",
-            f"{d['age_s']:.0f} s ago",
+            _seen(d),
         )
-    console.print(table)
+    screen.print(table)
 
 
-def _print_requests(console: Any, requests: list[dict[str, Any]]) -> None:
+def _seen(donor: dict[str, Any]) -> str:
+    if donor["is_failed"]:
+        return "failed, resting"
+    age_s = donor["live_age_s"]
+    return "by others only" if age_s is None else f"{age_s:.0f} s ago"
+
+
+def _print_requests(screen: Console, requests: list[dict[str, Any]]) -> None:
     table = _table("latest requests", "model", "donor", "try", "outcome", "first token", "tokens")
     for r in requests:
         first = "" if r["first_token_s"] is None else f"{r['first_token_s'] * 1000:.0f} ms"
         table.add_row(
             r["model"], r["donor"], str(r["number"] + 1), r["outcome"], first, str(r["n_tokens"])
         )
-    console.print(table)
+    screen.print(table)

@@ -126,7 +126,8 @@ async def _say_joined(half: Asking | Serving | None, say: Callable[[str], None])
     if not joiner.peers:
         say(
             f"no peer known: {joiner.bootstrap.source} names none. Join through somebody with "
-            "--bootstrap MULTIADDR (they print it with: tokenplace peer invite), or wait to be called."
+            "--bootstrap MULTIADDR (they print it with: tokenplace peer invite), or wait until "
+            "somebody joins through this peer."
         )
     await joiner.wait_joined()
     say(joiner.status().text)

@@ -103,6 +103,7 @@ async def open_node(settings: Settings, say: Callable[[str], None]) -> AsyncIter
 
     say: called with each line that a person at the terminal should see.
     """
+    settings.check()
     node = Node(settings, time.time())
     async with AsyncExitStack() as stack:
         stack.enter_context(open_home(settings.home, settings.control_socket))

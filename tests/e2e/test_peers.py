@@ -1,0 +1,171 @@
+"""A person at the terminal: starting peers, joining, looking, talking, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import trio
+
+from tests.e2e.network import MODEL, Network, wait_for
+from tokenplace.cli.processes import LOOPBACK, is_offering, open_peers
+
+pytestmark = pytest.mark.slow
+TOKENPLACE = [sys.executable, "-m", "tokenplace", "--config", os.devnull]
+
+
+def run(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TOKENPLACE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+async def test_two_machines_are_joined_by_the_line_that_invite_prints(
+    short_folder: Path, tiny_model: Path
+) -> None:
+    folder = short_folder / "two"
+    folder.mkdir()
+    async with open_peers(folder) as peers:
+        donor = await peers.start(
+            "donor", "--donate", MODEL, "--listen", LOOPBACK, "--no-api", "--threads", "1"
+        )
+        await donor.wait(is_offering)
+        invite = await trio.to_thread.run_sync(run, "peer", "invite", "--home", str(donor.home))
+        command, up, flag, addr = invite.stdout.split()
+        assert (command, up, flag) == ("tokenplace", "up", "--bootstrap")
+        started = time.monotonic()
+        _, api = await peers.start_asker("asker", addr, 0)
+        question = {"model": MODEL, "prompt": "One, two,", "max_tokens": 3}
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.post(f"{api}/completions", json=question)
+        assert answer.status_code == 200, answer.text
+        print(f"first answer {time.monotonic() - started:.2f} s after the second peer's start")
+
+
+async def test_a_peer_that_knows_nobody_says_so_and_what_to_do(short_folder: Path) -> None:
+    folder = short_folder / "alone"
+    folder.mkdir()
+    async with open_peers(folder) as peers:
+        peer = await peers.start("peer", "--api-port", "0")
+        status = await peer.wait(lambda s: s["api"] and s["join"]["state"] == "alone")
+        async with httpx.AsyncClient(timeout=30) as client:
+            answer = await client.post(
+                f"{status['api']['url']}/completions", json={"model": MODEL, "prompt": "x"}
+            )
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert "names no other peer" in answer.json()["error"]["message"]
+        assert "--bootstrap" in peer.output
+
+
+async def test_a_donor_answers_its_own_apps_with_nobody_else_on_earth(
+    short_folder: Path, tiny_model: Path
+) -> None:
+    folder = short_folder / "own"
+    folder.mkdir()
+    async with open_peers(folder) as peers:
+        peer = await peers.start(
+            "peer", "--donate", MODEL, "--listen", LOOPBACK, "--api-port", "0", "--threads", "1"
+        )
+        status = await peer.wait(is_offering)
+        question = {"model": MODEL, "prompt": "One, two,", "max_tokens": 3}
+        async with httpx.AsyncClient(timeout=60) as client:
+            answer = await client.post(f"{status['api']['url']}/completions", json=question)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-tokenplace-accepted-by"] == "self"
+
+
+def test_one_home_holds_one_running_peer(network: Network) -> None:
+    assert network.asker is not None
+    second = run("up", "--home", str(network.asker.home), "--api-port", "0")
+    assert second.returncode == 1
+    assert "already runs" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_taken_api_port_is_named(network: Network, tmp_path: Path) -> None:
+    port = network.api.split(":")[2].split("/")[0]
+    second = run("up", "--home", str(tmp_path), "--api-port", port)
+    assert second.returncode == 1
+    assert port in second.stderr
+    assert "--api-port" in second.stderr
+
+
+def test_status_shows_the_network_to_people_and_programs(network: Network) -> None:
+    assert network.asker is not None
+    donor = network.donors[0]
+    text = run("peer", "status", "--home", str(network.asker.home)).stdout
+    assert network.status(donor)["peer_id"] in text
+    assert MODEL in text
+    data = json.loads(run("peer", "status", "--json", "--home", str(donor.home)).stdout)
+    assert data["models"][0]["state"] == "offered"
+    assert data["addresses"][0].startswith("/ip4/127.0.0.1/tcp/")
+    assert "offered" in run("peer", "status", "--home", str(donor.home)).stdout
+
+
+def test_chat_asks_through_the_running_peer(network: Network) -> None:
+    assert network.asker is not None
+    talk = run("chat", "Say hello.", "--model", MODEL, "--home", str(network.asker.home))
+    assert talk.returncode == 0, talk.stderr
+    assert talk.stdout.strip()
+    unknown = run("chat", "Hello.", "--model", "nobody", "--home", str(network.asker.home))
+    assert unknown.returncode == 1
+    assert "nobody" in unknown.stderr
+
+
+def test_the_demo_answers_once_through_the_network(tiny_model: Path) -> None:
+    asked = ["--prompt", "Say hello.", "--api-port", "0", "--threads", "2"]
+    demo = run("demo", "--once", *asked, timeout_s=120)
+    assert demo.returncode == 0, demo.stderr
+    assert demo.stdout.strip()
+    assert "answered by donor-" in demo.stderr
+
+
+def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:
+    demo = subprocess.Popen(
+        [*TOKENPLACE, "demo", "--api-port", "0", "--donors", "1", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert demo.stderr is not None
+    for line in demo.stderr:
+        if "Ctrl-C ends it" in line:
+            break
+    family = psutil.Process(demo.pid).children(recursive=True)
+    assert len(family) >= 4, "bootstrap, donor, its worker, asker"
+    demo.send_signal(signal.SIGINT)
+    demo.wait(timeout=10)
+    demo.stderr.close()
+    assert demo.returncode == 0
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_killed_demo_leaves_no_process_behind(tiny_model: Path) -> None:
+    demo = subprocess.Popen(
+        [*TOKENPLACE, "demo", "--api-port", "0", "--donors", "1", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert demo.stderr is not None
+    for line in demo.stderr:
+        if "Ctrl-C ends it" in line:
+            break
+    family = psutil.Process(demo.pid).children(recursive=True)
+    demo.kill()
+    demo.wait()
+    demo.stderr.close()
+    wait_for(lambda: not [p for p in family if p.is_running()], "all are gone", within_s=30)
