@@ -71,6 +71,25 @@ MAX_QUEUED: Final = (
 )
 MAX_OPEN_EXCHANGES: Final = 256  # over all buckets, before anything of a request was read
 
+# ---------------------------------------------------------------- sealing and exchange, this side
+
+MAX_SEEN_PER_EPOCH: Final = 65_536  # a thousand requests a second; a full epoch's cache is 9 MB
+READ_BYTES: Final = 64 << 10  # one read from a stream; a yamux window is 256 KiB
+MAX_ERROR_MESSAGE_CHARS: Final = 512
+# Tokens average 4 bytes; at 128 a token the longest answer fits, and no donor fills our memory.
+MAX_ANSWER_BYTES: Final = 16 << 20
+# `accepted` comes first, so no frame can precede it: one idle time for the first byte, one for it.
+ACCEPT_TIMEOUT_S: Final = 2 * IDLE_TIMEOUT_S
+# Of a chunk, kept free of tokens, so that `finished` or `error` always fits: 512 characters are at
+# most 2 KiB.
+CHUNK_RESERVE_BYTES: Final = 4 << 10
+# Larger requests share a budget while they are read: 256 exchanges of 4 MiB would be a gigabyte.
+SMALL_REQUEST_BYTES: Final = 64 << 10
+MAX_LARGE_REQUESTS_BYTES: Final = 64 << 20
+# Of MAX_OPEN_EXCHANGES, those being read included.
+OPEN_PER_BUCKET: Final = RUNNING_PER_BUCKET + QUEUED_PER_BUCKET
+BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: about when the next place is free
+
 # ---------------------------------------------------------------- signed objects (docs/protocol.md,
 # section 3)
 
@@ -95,18 +114,160 @@ MAX_N_CTX: Final = 1 << 24  # tokens; far above any model, and keeps arithmetic 
 MAX_TPS: Final = 1e7  # tokens/s; a claim above is nonsense
 LIVE_REFRESH_S: Final = 5.0  # a `live` is made anew at most so often
 
+# ---------------------------------------------------------------- libp2p host
+
+MAX_CONNECTIONS: Final = 256  # 60 KB each; a DHT server in a network of thousands holds about 100
+DIAL_STAGGER_S: Final = 0.15  # until the next address is tried too: RFC 8305 says 100 to 250 ms
+MAX_DIAL_ADDRS: Final = 8  # addresses tried for one peer; an offer holds no more
+# Sockets. Dead peers hold theirs for CONNECT_TIMEOUT_S and must not starve the living.
+MAX_CONCURRENT_DIALS: Final = 128
+UPGRADE_TIMEOUT_S: Final = 5.0  # a connection's Noise and yamux handshake: 4 round trips
+MAX_INBOUND_STREAMS: Final = 128  # on one connection: twice what one bucket may run and queue
+STREAM_WINDOW_BYTES: Final = 256 << 10  # yamux's first window, never grown: 2.5 MB/s at 100 ms
+MAX_UNREAD_BYTES: Final = 8 << 20  # over all streams of one connection: 32 full windows
+KEEPALIVE_INTERVAL_S: Final = 15.0  # a frozen peer is noticed after this and the timeout
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+WRITE_STALL_S: Final = 10.0  # a connection that takes no byte for so long is closed
+RESET_TIMEOUT_S: Final = 1.0  # resets run shielded and must not wait for a stalled connection
+CLOSE_TIMEOUT_S: Final = 3.0  # the whole host; SIGTERM to exit is promised within 5 s
+
+# ---------------------------------------------------------------- DHT (docs/protocol.md, section 2)
+
+DHT_PROTOCOL: Final = "/tokenplace/{network}/kad/1.0.0"
+DONORS_SHARDS: Final = 16
+MODEL_SHARDS: Final = 2  # also of artifacts
+ANNOUNCE_AHEAD_S: Final = 3600  # tomorrow's keys are announced so long before midnight UTC
+PROVIDER_TTL_S: Final = 45 * 60  # a donor announces every 12 minutes: three may be lost
+K: Final = 20  # Kademlia's: peers a record is stored at, peers a walk ends with
+ALPHA: Final = 6  # queries in flight in one walk: some silent peers must not stop it
+QUERY_TIMEOUT_S: Final = 3.0  # one query, connecting included
+WALK_TIMEOUT_S: Final = 10.0
+MAX_TABLE_PEERS: Final = 1000
+MAX_PEER_ADDRS: Final = 8  # of one peer, in any message
+MAX_ADDR_BYTES: Final = 128  # an address with a DNS name of 80 characters and a peer id
+MAX_DHT_MESSAGE_BYTES: Final = 128 << 10  # K closer peers and a full key's providers are 92 KB
+MAX_DHT_STREAMS: Final = 64  # served at once
+MAX_DHT_STREAMS_PER_PEER: Final = 4
+DHT_STREAM_LIFETIME_S: Final = 20.0
+MAX_PROVIDERS_PER_KEY: Final = 64
+MAX_KEYS_PER_PROVIDER: Final = 256  # 32 models by name and artifact, two days: 130
+MAX_PROVIDER_RECORDS: Final = 20_000  # about 12 MB
+TABLE_REFRESH_S: Final = 120.0  # dead peers leave the table, moved ones get their new address
+CLIENT_MEMORY_S: Final = 600.0  # who asked and was no server is not probed again before
+
 # ---------------------------------------------------------------- router
 
 MAX_ATTEMPTS: Final = 3
 
-# ---------------------------------------------------------------- directory (docs/protocol.md, section 3)
+# ---------------------------------------------------------------- directory (protocol, section 3)
 
 MAX_DIRECTORY_QUERY_BYTES: Final = 1 << 10
 MAX_DIRECTORY_ANSWER_BYTES: Final = 256 << 10
 MAX_DIRECTORY_ENTRIES: Final = 32
 DIRECTORY_READ_TIMEOUT_S: Final = 5.0  # the question must have arrived
-DIRECTORY_WRITE_TIMEOUT_S: Final = 10.0  # 256 KiB at 26 KB/s, far below any link that can carry an answer
-DIRECTORY_ASK_TIMEOUT_S: Final = 4.0  # dial, question and answer; a newcomer's first answer is due within 5 s
-DIRECTORY_STREAMS_PER_PEER: Final = 4  # a peer asks about one thing at a time; a few searches may overlap
+DIRECTORY_WRITE_TIMEOUT_S: Final = 10.0  # 256 KiB at 26 KB/s, below any link that can carry it
+# Dial, question and answer; a newcomer's first answer is due within 5 s.
+DIRECTORY_ASK_TIMEOUT_S: Final = 4.0
+DIRECTORY_STREAMS_PER_PEER: Final = 4  # twice what a peer of ours asks at once
 DIRECTORY_STREAMS: Final = 64  # 64 x 256 KiB of answers in flight: 16 MB
+ASKED_AT_ONCE: Final = 2  # questions to one peer; below DIRECTORY_STREAMS_PER_PEER
 DIRECTORY_MAX_DONORS: Final = 512  # about 5 KB each; more than a requester can compare usefully
+# A donor that failed is asked again after so long, doubled each time: it may have been restarted,
+# or be gone.
+DONOR_RETRY_S: Final = 15.0
+DONOR_RETRY_MAX_S: Final = 600.0
+
+# ---------------------------------------------------------------- engine
+
+# A chat fits, and the KV cache stays small beside the weights: 92 MB for SmolLM2, 512 MB for an 8B
+# model with grouped-query attention.
+DEFAULT_N_CTX: Final = 4096
+# A prompt of more bytes than this for each token of context is refused before it is tokenised, which
+# would hold up the running answer: 1 MB takes up to 1.9 s. Text has about 4 bytes a token, code 10.
+MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
+# Aimed at: so long a newcomer waits for `accepted`, and a prompt that was cancelled goes on.
+PREFILL_STEP_S: Final = 0.25
+MIN_PREFILL_CHUNK: Final = 64  # tokens; below, llama.cpp's slower attention kernel costs a tenth
+MAX_PREFILL_CHUNK: Final = 512  # llama.cpp's own n_ubatch: larger chunks are cut up by it anyway
+MAX_CHILD_FRAME_BYTES: Final = 8 << 20  # twice a rendered prompt; more means a broken child
+LOAD_TIMEOUT_S: Final = 600.0  # 40 GB from a disk that reads 100 MB/s, and its first tokens
+WORKER_STALL_S: Final = 120.0  # MIN_PREFILL_CHUNK tokens at 1 token/s take a minute
+RESTART_DELAY_S: Final = 0.1  # before a dead worker's first restart, then doubled each time
+RESTART_DELAY_MAX_S: Final = 30.0
+RESTART_WAIT_S: Final = 5.0  # that a request waits for one: half of what a silent donor is given
+RENDER_TIMEOUT_S: Final = 2.0  # a long chat takes 5 ms
+RENDERER_START_TIMEOUT_S: Final = 10.0  # 0.2 s; a busy machine needs more
+RENDER_MEMORY_BYTES: Final = 512 << 20  # address space; Python with jinja2 needs 60 MB
+MAX_RENDERED_BYTES: Final = 4 << 20  # UTF-8; the largest body and its markup
+MAX_TEMPLATE_BYTES: Final = 512 << 10  # the longest in use are 20 KB
+CRASHES_TO_QUARANTINE: Final = 2  # once may be chance
+MAX_CRASHES_REMEMBERED: Final = 256  # 32 bytes each
+
+# ---------------------------------------------------------------- joining and announcing
+
+JOIN_POLL_S: Final = 0.2  # how soon it is seen that the last peer was lost, or the first came
+JOIN_RETRY_S: Final = 1.0  # first pause between rounds, then doubled
+JOIN_RETRY_MAX_S: Final = 60.0
+JOIN_CONCURRENCY: Final = 8  # bootstrap peers called at the same time
+
+# ---------------------------------------------------------------- HTTP API on localhost
+
+API_MAX_BODY_BYTES: Final = 4 << 20  # gen/1's 3 MiB, and what JSON escapes and ignored fields add
+API_BODY_TIMEOUT_S: Final = 30.0  # the whole body must have arrived; loopback needs milliseconds
+API_LINGER_S: Final = 1.0  # a refused app may go on sending so long, so that it reads why
+API_IDLE_TIMEOUT_S: Final = 10.0  # for a request's headers, and between requests; clients keep 5 s
+API_WRITE_TIMEOUT_S: Final = 30.0  # an app that takes no byte so long is cut; slow readers live
+API_SHUTDOWN_GRACE_S: Final = 1.0  # answers about to end may; the whole program ends within 5 s
+API_MAX_CONNECTIONS: Final = 256  # one listener; each holds at most a body and one answer
+API_HEADERS_HOLD_S: Final = 3.0  # status and headers wait so long for a donor's yes or no
+API_KEEPALIVE_S: Final = 2.0  # silence after which a stream says why it waits; as the heartbeat
+API_RETRY_AFTER_S: Final = 5  # when an error asks to try again but names no time
+COMPLETIONS_MAX_TOKENS: Final = 16  # /completions without max_tokens, as OpenAI
+MAX_MODEL_NAME_CHARS: Final = 256  # as asked by an app; `name@sha256:HEX` is at most 137
+
+# ---------------------------------------------------------------- models on this machine
+
+MAX_TABLE_BYTES: Final = 1 << 20  # models.json; an entry is about 400 bytes
+MAX_TABLE_ENTRIES: Final = 1000  # own models, and aliases; both fit the bytes above
+MAX_NAMES_IN_HINT: Final = 10  # a line or two on a terminal
+MAX_CACHED_HASHES: Final = 256  # of model files; nobody keeps more on one machine
+DISK_MARGIN_BYTES: Final = 256 << 20  # left free after a download: the system lives on it
+FETCH_POLL_S: Final = 0.2  # a download's progress, and whether another of the file ended
+
+# ---------------------------------------------------------------- finding donors
+
+FIND_TIMEOUT_S: Final = 10.0  # a whole search: silent peers cost the DHT walk 3 s each time
+FIND_GRACE_S: Final = 0.2  # after the first donor: others are often a few milliseconds away
+PROBE_S: Final = 1.0  # a donor not heard of lately is asked first; if it lives: one round trip
+# Peers on a DHT key's path learn who asks for which model, so those already known are asked
+# first, for so long.
+DIRECTORIES_FIRST_S: Final = 0.7
+MAX_SUBJECTS: Final = 4  # names and artifacts searched one by one; for more, all donors are met
+MAX_DIRECTORIES_ASKED: Final = 12  # a search's fan-out; each may know 32 donors
+MAX_PROBED: Final = 8
+FOREGROUND_FETCHES: Final = 12  # at the same time, for somebody who waits
+BACKGROUND_FETCHES: Final = 4  # at the same time, for nobody in particular
+FOREGROUND_WALKS: Final = 2  # at the same time; each has several requests under way itself
+BACKGROUND_WALKS: Final = 1
+WALK_SOFT_S: Final = 1.5  # a walk that has met providers by then does not wait for its slowest
+ASK_AGAIN_S: Final = 5.0  # a silent peer is left alone so long, unless there is nobody else
+EXPLORE_FIRST_S: Final = 1.0  # the first pause between two looks for new donors, then doubled
+EXPLORE_S: Final = 60.0  # how often new donors are looked for; an offer lives 15 min
+REFRESH_CHECK_S: Final = 3.0
+# While a model is asked for, its donors' load is kept fresher than `LIVE_LIFETIME_S`; otherwise
+# a few donors' epochs are kept valid (EPOCH_S x EPOCHS_KEPT = 300 s), so that the first request
+# after a pause needs no second try.
+REFRESH_ASKED_S: Final = 12.0
+REFRESH_IDLE_S: Final = 200.0
+ASKED_FOR_S: Final = 120.0  # a model counts as being asked for so long after the last time
+MAX_ASKED: Final = 64  # models remembered as being asked for
+MAX_REFRESHED: Final = 16  # donors kept fresh: more than the router ever compares
+MAX_SEARCHES: Final = 32  # different models searched for at the same time
+
+ANNOUNCE_CHECK_S: Final = 1.0  # how soon a changed model, address or day is noticed
+ANNOUNCE_EVERY_S: Final = 12 * 60  # a record lives 45 min: three announcements may be lost
+ANNOUNCE_RETRY_S: Final = 1.0  # while nobody confirmed, then doubled
+ANNOUNCE_RETRY_MAX_S: Final = 60.0
+PARALLEL_ANNOUNCEMENTS: Final = 2  # each is a walk of its own; 16 models are 33 keys
+OFFER_RENEW_S: Final = 5 * 60  # a third of its life: what others hand on stays valid for a while
+KEYS_RENEW_S: Final = 24 * 3600

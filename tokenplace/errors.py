@@ -252,6 +252,12 @@ class SearchIncomplete(TokenplaceError):
     code, http_status, scope = ErrorCode.SEARCH_INCOMPLETE, 503, Scope.SELF
 
 
+class ModelFetchFailed(TokenplaceError):
+    """The model could not be fetched."""
+
+    # Nobody asked over HTTP and no donor is at fault: the code and status of the base class stand.
+
+
 class ConfigError(TokenplaceError):
     """A setting, file or flag cannot be used."""
 
@@ -282,3 +288,10 @@ DONOR_ERRORS: dict[ErrorCode, type[TokenplaceError]] = {
     )
 }
 """Every code that a donor may send, and the error it becomes on the requester's side."""
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error inside groups of groups: one is enough for a person."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

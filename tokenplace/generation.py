@@ -13,9 +13,10 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import trio.abc
+if TYPE_CHECKING:  # the worker process reads these words too; trio would cost it 0.3 s and 15 MB
+    import trio.abc
 
 SEED_BYTES = 8
 CACHE_SCOPE_BYTES = 16

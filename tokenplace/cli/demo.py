@@ -103,7 +103,7 @@ class Demo:
                 f"the answer did not come from one of the donors, but from {donor_id!r}"
             )
         say(
-            f"\nanswered by {names[0]} ({donor_id}), found in the DHT: first token after "
+            f"\nanswered by {names[0]} ({donor_id}), found through the network: first token after "
             f"{answer.first_s * 1000:.0f} ms, {answer.n_tokens} tokens at "
             f"{answer.speed_tps:.0f} tokens/s"
         )

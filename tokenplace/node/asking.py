@@ -24,6 +24,7 @@ from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.requester import RemoteDonor, SealTarget
 from tokenplace.peer.streams import PeerStream
 from tokenplace.peer.wire import GENERATE_PROTOCOL
+from tokenplace.sealing.epochs import EPOCH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Asking:
 
 def target_of(record: DonorRecord) -> SealTarget:
     """What a request to this donor is sealed to: its best key, and its last known epoch."""
-    return SealTarget(record.keys.keys[0], record.live.epoch if record.live else bytes(8))
+    key = next((key for key in record.keys.keys if key.is_supported), record.keys.keys[0])
+    return SealTarget(key, record.live.epoch if record.live else bytes(EPOCH_BYTES))
 
 
 @asynccontextmanager

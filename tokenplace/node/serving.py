@@ -13,6 +13,7 @@ from tokenplace.dht.announce import Announcer, open_announcer
 from tokenplace.dht.bootstrap import BootstrapList, Joiner
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
+from tokenplace.dht.finder import open_finder
 from tokenplace.dht.kad import Kad, open_kad
 from tokenplace.node.donating import Donations
 from tokenplace.peer.admission import Admission
@@ -74,9 +75,15 @@ async def open_serving(
             signed_live=announcer.signed_live,
             clock=time.monotonic,
         )
-        cache = DirectoryCache(network, allow_private=allow_private)
+        cache = DirectoryCache(
+            network, allow_private=allow_private, own_peers=frozenset({identity.peer_id})
+        )
         Directory(cache, identity.peer_id, announcer.own).serve_on(host)
         host.set_stream_handler(GENERATE_PROTOCOL, donor.handle)
         background.start_soon(joiner.run)
-        async with open_announcer(announcer, kad):
+        # Not the directory of the asking half: that one would show what this user looks for.
+        async with (
+            open_finder(host, kad, joiner, cache, network=network),
+            open_announcer(announcer, kad),
+        ):
             yield Serving(host, kad, joiner, donor)

@@ -27,6 +27,7 @@ from tokenplace.router.policy import Candidate, rank_of
 from tokenplace.router.router import RETRY_AFTER_S, Route
 
 SEARCH_DEADLINE_S: Final = 10.0
+OWN_SEARCH_DEADLINE_S: Final = 0.0  # the own engine answers: others are asked only if known already
 
 
 class DonorSource(Protocol):
@@ -82,15 +83,14 @@ class NetworkRoutes:
     async def find(self, model: str) -> Sequence[Route]:
         """See `router.Routes`."""
         wanted = self._names().resolve(model)
-        routes = [*self._own_routes(wanted), *self._routes_to(self._source.known(), wanted)]
-        if routes:
-            return routes
+        own = list(self._own_routes(wanted))
+        # With a donor that was heard of lately this neither waits nor asks anybody.
         result = await self._source.find(
             [w.name for w in wanted],
             [w.artifact for w in wanted if w.artifact],
-            deadline_s=SEARCH_DEADLINE_S,
+            deadline_s=OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S,
         )
-        routes = list(self._routes_to(result.donors, wanted))
+        routes = [*own, *self._routes_to(result.donors, wanted)]
         if not routes:
             error = NoDonorForModel if result.complete else SearchIncomplete
             raise error(self._why_nobody(), retry_after_s=RETRY_AFTER_S)

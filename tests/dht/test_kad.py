@@ -1,0 +1,290 @@
+"""The DHT among real hosts on loopback, each knowing only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+
+from tests.peer.hosts import LOOPBACK, closed_port, open_silent_port, wait_until
+from tokenplace import defaults
+from tokenplace.dht.kad import Kad, open_kad
+from tokenplace.dht.messages import PeerAddrs
+from tokenplace.errors import NoDonorForModel
+from tokenplace.peer.host import PeerHost, open_host
+from tokenplace.peer.identity import Identity, throwaway_identity
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Member:
+    """One peer in the DHT; `stack` is closed to make it leave."""
+
+    host: PeerHost
+    kad: Kad
+    stack: AsyncExitStack
+
+
+@dataclass
+class Dht:
+    """Peers of one network in this process. The first server is everybody's bootstrap peer."""
+
+    stack: AsyncExitStack
+    network: str = "main"
+    clock: Clock = field(default_factory=Clock)
+    servers: list[Member] = field(default_factory=list)
+
+    async def add_server(self, identity: Identity | None = None) -> Member:
+        member = await self._add(identity or throwaway_identity(), [LOOPBACK], is_server=True)
+        self.servers.append(member)
+        return member
+
+    async def add_client(self) -> Member:
+        return await self._add(throwaway_identity(), [], is_server=False)
+
+    async def _add(self, identity: Identity, listen: list[str], *, is_server: bool) -> Member:
+        stack = await self.stack.enter_async_context(AsyncExitStack())
+        host = await stack.enter_async_context(open_host(identity, listen=listen))
+        kad = await stack.enter_async_context(
+            open_kad(host, network=self.network, server=is_server, clock=self.clock)
+        )
+        if self.servers:
+            first = self.servers[0].host
+            assert await kad.join([(first.peer_id, first.addrs())]) == 1
+        return Member(host, kad, stack)
+
+    async def grow(self, n_servers: int) -> None:
+        """Add servers, and wait until each knows all others."""
+        for _ in range(n_servers):
+            await self.add_server()
+        everybody = {member.host.peer_id for member in self.servers}
+        for member in self.servers:
+            await wait_until(
+                lambda member=member: {*member.kad.peers(), member.host.peer_id} == everybody
+            )
+
+
+def ids_of(providers: Iterable[PeerAddrs]) -> set[str]:
+    return {provider.peer_id for provider in providers}
+
+
+async def test_what_is_provided_is_confirmed_and_found() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(5)
+        alice = dht.servers[3]
+        assert await alice.kad.provide(KEY) == 4
+        client = await dht.add_client()
+        found = await client.kad.find_providers(KEY)
+        assert found.providers == (PeerAddrs(alice.host.peer_id, tuple(alice.host.addrs())),)
+        assert found.complete
+        nothing = await client.kad.find_providers(OTHER_KEY)
+        assert nothing.providers == ()
+        assert nothing.complete
+
+
+async def test_every_provider_is_found_once() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(5)
+        for member in dht.servers[1:4]:
+            await member.kad.provide(KEY)
+        client = await dht.add_client()
+        found = await client.kad.find_providers(KEY)
+        assert len(found.providers) == 3
+        assert ids_of(found.providers) == ids_of_members(dht.servers[1:4])
+        among_themselves = await dht.servers[1].kad.find_providers(KEY)
+        assert ids_of(among_themselves.providers) == ids_of_members(dht.servers[2:4])
+
+
+def ids_of_members(members: Iterable[Member]) -> set[str]:
+    return {member.host.peer_id for member in members}
+
+
+async def test_a_client_may_provide_nothing_and_is_in_no_table() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(3)
+        client = await dht.add_client()
+        assert await client.kad.provide(KEY) == 0
+        await client.kad.find_providers(KEY)
+        await client.kad.refresh()
+        await wait_until(lambda: not any(kad_is_probing(member.kad) for member in dht.servers))
+        assert client.kad.n_peers() == 3
+        for member in dht.servers:
+            assert client.host.peer_id not in member.kad.peers()
+            assert member.kad.n_peers() == 2
+
+
+def kad_is_probing(kad: Kad) -> bool:
+    waiting = kad._suspects_out.statistics()
+    return waiting.current_buffer_used > 0 or waiting.tasks_waiting_receive < defaults.ALPHA
+
+
+async def test_a_provider_that_moved_is_found_where_it_is_now() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(4)
+        identity = throwaway_identity()
+        alice = await dht.add_server(identity)
+        await alice.kad.provide(KEY)
+        old_client = await dht.add_client()
+        old_addrs = (await old_client.kad.find_providers(KEY)).providers[0].addrs
+        await alice.stack.aclose()
+        dht.servers.remove(alice)
+        moved = await dht.add_server(identity)
+        await moved.kad.provide(KEY)
+        for client in (old_client, await dht.add_client()):
+            [provider] = (await client.kad.find_providers(KEY)).providers
+            assert provider.addrs == tuple(moved.host.addrs())
+            assert provider.addrs != old_addrs
+            await client.host.connect(provider.peer_id, provider.addrs)
+
+
+async def test_a_provider_that_is_gone_is_forgotten() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(3)
+        alice = dht.servers[2]
+        await alice.kad.provide(KEY)
+        alice.kad.unprovide(KEY)
+        client = await dht.add_client()
+        assert (await client.kad.find_providers(KEY)).providers, "the others still remember"
+        dht.clock.now += defaults.PROVIDER_TTL_S
+        assert (await client.kad.find_providers(KEY)).providers == ()
+
+
+async def test_unproviding_what_was_never_provided_does_nothing() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(1)
+        dht.servers[0].kad.unprovide(KEY)
+
+
+async def test_a_server_that_left_leaves_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(4)
+        gone = dht.servers.pop()
+        await gone.stack.aclose()
+        for member in dht.servers:
+            await member.kad.refresh()
+            assert set(member.kad.peers()) == ids_of_members(dht.servers) - {member.host.peer_id}
+        assert await dht.servers[0].kad.provide(KEY) == 2
+
+
+async def test_networks_do_not_see_each_other() -> None:
+    async with AsyncExitStack() as stack:
+        main, lab = Dht(stack), Dht(stack, network="lab")
+        await main.grow(2)
+        await lab.grow(2)
+        await main.servers[1].kad.provide(KEY)
+        first = lab.servers[0].host
+        assert await main.servers[0].kad.join([(first.peer_id, first.addrs())]) == 0
+        assert main.servers[0].kad.peers() == [main.servers[1].host.peer_id]
+        assert (await lab.servers[0].kad.find_providers(KEY)).providers == ()
+
+
+async def test_one_host_may_take_part_in_two_networks() -> None:
+    async with AsyncExitStack() as stack:
+        main, lab = Dht(stack), Dht(stack, network="lab")
+        await main.grow(2)
+        host = main.servers[1].host
+        await stack.enter_async_context(open_kad(host, network="lab", server=True))
+        lab.servers.append(Member(host, main.servers[1].kad, stack))
+        client = await lab.add_client()
+        assert client.kad.peers() == [host.peer_id]
+
+
+async def test_joining_counts_who_answered() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(1)
+        first = dht.servers[0].host
+        host = await stack.enter_async_context(open_host(throwaway_identity()))
+        kad = await stack.enter_async_context(open_kad(host, network="main", server=False))
+        silent = await stack.enter_async_context(open_silent_port())
+        start = trio.current_time()
+        answered = await kad.join(
+            [
+                (throwaway_identity().peer_id, [f"/ip4/127.0.0.1/tcp/{closed_port()}"]),
+                (throwaway_identity().peer_id, [f"/ip4/127.0.0.1/tcp/{silent}"]),
+                ("ALICE", ["no address"]),
+                (first.peer_id, first.addrs()),
+            ]
+        )
+        assert answered == 1
+        assert trio.current_time() - start < defaults.QUERY_TIMEOUT_S + 2
+        assert kad.peers() == [first.peer_id]
+
+
+async def test_nobody_joined_is_no_complete_search() -> None:
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(throwaway_identity()))
+        kad = await stack.enter_async_context(open_kad(host, network="main", server=False))
+        assert await kad.join([]) == 0
+        found = await kad.find_providers(KEY)
+        assert found.providers == ()
+        assert not found.complete
+
+
+async def test_enough_is_enough() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(4)
+        for member in dht.servers:
+            await member.kad.provide(KEY)
+        client = await dht.add_client()
+        found = await client.kad.find_providers(KEY, enough=1)
+        assert found.providers
+
+
+async def test_what_was_found_is_not_held_back_by_silent_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(3)
+        await dht.servers[1].kad.provide(KEY)
+        client = await dht.add_client()
+        silent = await stack.enter_async_context(open_silent_port())
+        ghost = PeerAddrs(throwaway_identity().peer_id, (f"/ip4/127.0.0.1/tcp/{silent}",))
+        await client.kad._table.add(ghost)
+        start = trio.current_time()
+        found = await client.kad.find_providers(KEY, soft_s=0.3)
+        assert ids_of(found.providers) == {dht.servers[1].host.peer_id}
+        assert not found.complete
+        assert trio.current_time() - start < defaults.QUERY_TIMEOUT_S
+
+
+async def test_the_table_takes_the_address_a_peer_has_now() -> None:
+    async with AsyncExitStack() as stack:
+        dht = Dht(stack)
+        await dht.grow(2)
+        alice, bob = dht.servers
+        stale = PeerAddrs(bob.host.peer_id, ("/ip4/127.0.0.1/tcp/1",))
+        await alice.kad._table.add(stale)
+        await alice.kad._probe_all([stale])
+        [entry] = alice.kad._table.closest(KEY, 20)
+        assert entry.addrs[0] == bob.host.addrs()[0]
+
+
+async def test_an_error_inside_the_block_leaves_it_bare() -> None:
+    async with open_host(throwaway_identity()) as host:
+        with pytest.raises(NoDonorForModel):
+            async with open_kad(host, network="main", server=True):
+                raise NoDonorForModel

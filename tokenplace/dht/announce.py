@@ -1,0 +1,243 @@
+"""What a donor says of itself, and making itself known. Start at `Announcer`.
+
+Statements are signed when somebody asks for them and kept while they are good. The DHT learns that
+this peer donates, and under which names; everything else is fetched from the peer itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from tokenplace import defaults
+from tokenplace.dht.directory import OwnEntry
+from tokenplace.dht.directory_wire import Entry
+from tokenplace.dht.kad import Kad
+from tokenplace.dht.keys import keys_to_provide
+from tokenplace.peer.adverts import (
+    Load,
+    OfferedModel,
+    next_seq,
+    sign_keys,
+    sign_live,
+    sign_offer,
+)
+from tokenplace.peer.background import open_background
+from tokenplace.peer.identity import Identity
+from tokenplace.sealing.suites import PublicKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceStatus:
+    """How making this donor known goes, for a person.
+
+    models: names offered. n_keys: DHT keys to stand under. n_confirmed: those that another peer has
+    confirmed to store.
+    """
+
+    models: tuple[str, ...]
+    n_keys: int
+    n_confirmed: int
+
+
+@dataclass(slots=True)
+class _Statement:
+    """The last envelope of one kind, what it says, and when it was made."""
+
+    envelope: bytes = b""
+    content: object = None
+    made_at: float = 0.0
+    seq: int = 0
+
+    def renew(
+        self, content: object, now: float, max_age_s: float, sign: Callable[[int], bytes]
+    ) -> bytes:
+        """The envelope; signed anew, under the next number, if it says something else or is old."""
+        is_good = self.content == content and 0 <= now - self.made_at < max_age_s
+        if not self.envelope or not is_good:
+            self.seq = next_seq(self.seq, now)
+            self.envelope = sign(self.seq)
+            self.content, self.made_at = content, now
+        return self.envelope
+
+
+@dataclass(slots=True)
+class _Announcement:
+    """One DHT key: how many peers confirmed it last, and when it is due again (trio's clock)."""
+
+    due_at: float = 0.0
+    pause_s: float = defaults.ANNOUNCE_RETRY_S
+    n_confirmed: int = 0
+
+    def note(self, n_confirmed: int, now: float) -> None:
+        self.n_confirmed = n_confirmed
+        if n_confirmed:
+            self.pause_s = defaults.ANNOUNCE_RETRY_S
+            self.due_at = now + defaults.ANNOUNCE_EVERY_S * random.uniform(0.8, 1.0)
+        else:
+            self.due_at = now + self.pause_s * random.uniform(0.5, 1.5)
+            self.pause_s = min(self.pause_s * 2, defaults.ANNOUNCE_RETRY_MAX_S)
+
+
+@dataclass
+class Announcer:
+    """A donor's statements, and its place in the DHT. The callables say how things stand now.
+
+    addrs: where the serving host is reached. models: what is served; without any, nothing is
+    announced.
+    load: `queue` and speeds unrounded. epoch: the current one. now: unix seconds.
+    """
+
+    identity: Identity
+    network: str
+    addrs: Callable[[], Sequence[str]]
+    models: Callable[[], Sequence[OfferedModel]]
+    public_keys: Callable[[], Sequence[PublicKey]]
+    load: Callable[[], Load]
+    epoch: Callable[[], bytes]
+    now: Callable[[], float] = time.time
+    _keys: _Statement = field(default_factory=_Statement)
+    _offer: _Statement = field(default_factory=_Statement)
+    _live: _Statement = field(default_factory=_Statement)
+    _announced: dict[bytes, _Announcement] = field(default_factory=dict)
+    _announced_addrs: tuple[str, ...] = ()
+    _is_withdrawn: bool = False
+
+    # ------------------------------------------------------------ statements
+
+    def signed_keys(self) -> bytes:
+        """The current keys envelope."""
+        now, keys = self.now(), tuple(self.public_keys())
+
+        def sign(seq: int) -> bytes:
+            return sign_keys(self.identity, self.network, keys, seq=seq, now=now)
+
+        return self._keys.renew(keys, now, defaults.KEYS_RENEW_S, sign)
+
+    def signed_offer(self) -> bytes:
+        """The current offer envelope; of models that do not all fit into one, the first."""
+        now, addrs, models = self.now(), self._own_addrs(), self._offered()
+        keys_hash = hashlib.sha256(self.signed_keys()).digest()
+
+        def sign(seq: int) -> bytes:
+            n_fitting = min(len(models), defaults.MAX_OFFERED_MODELS)
+            while True:
+                fitting = models[:n_fitting]
+                try:
+                    envelope = sign_offer(
+                        self.identity, self.network, addrs, fitting, keys_hash, seq=seq, now=now
+                    )
+                except ValueError:
+                    n_fitting -= 1
+                else:
+                    break
+            if n_fitting < len(models):
+                log.warning("the offer has room for %d of %d models", n_fitting, len(models))
+            return envelope
+
+        return self._offer.renew((addrs, models, keys_hash), now, defaults.OFFER_RENEW_S, sign)
+
+    def signed_live(self) -> bytes:
+        """A live envelope that is at most `LIVE_REFRESH_S` old."""
+        now = self.now()
+
+        def sign(seq: int) -> bytes:
+            return sign_live(
+                self.identity, self.network, self.epoch(), self.load(), seq=seq, now=now
+            )
+
+        return self._live.renew(None, now, defaults.LIVE_REFRESH_S, sign)
+
+    def own(self) -> OwnEntry | None:
+        """What this peer's directory says of it; None while it offers nothing."""
+        models = self._offered()
+        if not models:
+            return None
+        return OwnEntry(Entry(self.signed_keys(), self.signed_offer(), self.signed_live()), models)
+
+    def _offered(self) -> tuple[OfferedModel, ...]:
+        return () if self._is_withdrawn else tuple(self.models())
+
+    def _own_addrs(self) -> tuple[str, ...]:
+        # Without the peer id, which the envelope names already: it would be a tenth of the offer.
+        suffix = f"/p2p/{self.identity.peer_id}"
+        return tuple(addr.removesuffix(suffix) for addr in self.addrs())[: defaults.MAX_ADDRS]
+
+    # ------------------------------------------------------------ the DHT
+
+    def status(self) -> AnnounceStatus:
+        """What is offered, and how far the DHT knows of it."""
+        return AnnounceStatus(
+            tuple(model.name for model in self._offered()),
+            len(self._announced),
+            sum(bool(announcement.n_confirmed) for announcement in self._announced.values()),
+        )
+
+    async def announce_forever(self, kad: Kad) -> None:
+        """Stand under every key that fits what is offered, and only those. Runs until cancelled."""
+        was_joined = False
+        while True:
+            is_joined = bool(kad.n_peers())
+            is_news = self._announced_addrs != self._own_addrs() or is_joined > was_joined
+            was_joined = is_joined
+            await self._announce(kad, everything=is_news)
+            await trio.sleep(defaults.ANNOUNCE_CHECK_S)
+
+    async def _announce(self, kad: Kad, *, everything: bool) -> None:
+        self._announced_addrs = self._own_addrs()
+        keys = self._keys_now()
+        for key in self._announced.keys() - set(keys):
+            self._withdraw(kad, key)
+        limiter = trio.CapacityLimiter(defaults.PARALLEL_ANNOUNCEMENTS)
+
+        async def provide(key: bytes, announcement: _Announcement) -> None:
+            async with limiter:
+                announcement.note(await kad.provide(key), trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                announcement = self._announced.setdefault(key, _Announcement())
+                if everything or trio.current_time() >= announcement.due_at:
+                    nursery.start_soon(provide, key, announcement)
+
+    def _keys_now(self) -> list[bytes]:
+        models = self._offered()
+        if not models:
+            return []
+        return keys_to_provide(
+            self.network,
+            self.identity.peer_id_bytes,
+            [model.name for model in models],
+            [model.artifact for model in models],
+            self.now(),
+        )
+
+    def withdraw(self, kad: Kad) -> None:
+        """Offer nothing from now on; records that other peers store expire by themselves."""
+        self._is_withdrawn = True
+        for key in list(self._announced):
+            self._withdraw(kad, key)
+
+    def _withdraw(self, kad: Kad, key: bytes) -> None:
+        kad.unprovide(key)
+        del self._announced[key]
+
+
+@asynccontextmanager
+async def open_announcer(announcer: Announcer, kad: Kad) -> AsyncIterator[None]:
+    """Keep the donor announced until the block exits; then it is withdrawn."""
+    async with open_background() as nursery:
+        nursery.start_soon(announcer.announce_forever, kad)
+        try:
+            yield
+        finally:
+            announcer.withdraw(kad)
