@@ -1,0 +1,109 @@
+"""Child processes of the engine, from the parent's side. Start at `ChildProcess.start`.
+
+Differs from `trio.lowlevel.open_process`: that one forks in a helper thread, and the kernel sends
+the parent-death signal when that *thread* ends, ten seconds later. So the child is started from
+trio's own thread (2 ms).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any, Final
+
+import trio
+
+from tokenplace.engine.frames import FrameDecoder
+
+_READ_BYTES: Final = 1 << 16
+_EXIT_WAIT_S: Final = 0.5  # a process with gigabytes of memory needs a moment to end
+
+
+class ChildDied(Exception):
+    """The child ended, or its pipe did. `str()` says how, e.g. "signal 9"."""
+
+
+class ChildProcess:
+    """One child, running `python -m module`, and the frames to and from it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], stream: trio.SocketStream) -> None:
+        self._popen = popen
+        self._stream = stream
+        self._decoder = FrameDecoder()
+
+    @classmethod
+    def start(cls, module: str) -> ChildProcess:
+        """Start it. Raises `ChildDied`. Whoever starts a child must `aclose` it."""
+        ours, theirs = socket.socketpair()
+        # -P: never import from the folder that the user happens to be in.
+        command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
+        environment = {
+            **os.environ,
+            "GGML_NO_BACKTRACE": "1",  # an abort would run gdb for seconds
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: nothing here needs it
+        }
+        with theirs:
+            try:
+                popen = subprocess.Popen(
+                    command,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    # What a dying C library prints may quote the prompt.
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                )
+            except OSError as error:
+                ours.close()
+                raise ChildDied(f"it did not start: {error.strerror}") from None
+        return cls(popen, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._popen.pid
+
+    async def send(self, frame: bytes) -> None:
+        """Send one frame. Raises `ChildDied`."""
+        try:
+            await self._stream.send_all(frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise ChildDied(await self._how_it_ended()) from None
+
+    async def receive(self) -> Any:
+        """The next value. Raises `ChildDied`, and `BadFrame` for nonsense."""
+        while (value := self._decoder.next_value()) is None:
+            try:
+                data = await self._stream.receive_some(_READ_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                raise ChildDied(await self._how_it_ended())
+            self._decoder.receive_data(data)
+        return value
+
+    def kill(self) -> None:
+        """End it now; a child has nothing to save. Never waits."""
+        self._popen.kill()
+
+    async def aclose(self) -> None:
+        """Kill it and wait until it is gone, also while being cancelled.
+
+        Giving back its memory may take a moment.
+        """
+        self.kill()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._popen.wait)
+            await self._stream.aclose()
+
+    async def _how_it_ended(self) -> str:
+        """The pipe ends a moment before the process; one that only closed its pipe is killed."""
+        with trio.move_on_after(_EXIT_WAIT_S):
+            await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
+        status = self._popen.returncode
+        if status is None:
+            self.kill()
+            return "its pipe closed"
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
