@@ -182,8 +182,9 @@ DONOR_RETRY_MAX_S: Final = 600.0
 # A chat fits, and the KV cache stays small beside the weights: 92 MB for SmolLM2, 512 MB for an 8B
 # model with grouped-query attention.
 DEFAULT_N_CTX: Final = 4096
-# A prompt of more bytes than this for each token of context is refused before it is tokenised, which
-# would hold up the running answer: 1 MB takes up to 1.9 s. Text has about 4 bytes a token, code 10.
+# A prompt of more bytes than this for each token of context is refused before it is tokenised,
+# which would hold up the running answer: 1 MB takes up to 1.9 s. Text has about 4 bytes a token,
+# code 10.
 MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
 # Aimed at: so long a newcomer waits for `accepted`, and a prompt that was cancelled goes on.
 PREFILL_STEP_S: Final = 0.25

@@ -1,0 +1,108 @@
+"""From what an app calls a model to what may answer it. Start at `ModelNames.resolve`.
+
+Pure. Differs from other model registries: the network owns no names, so a name means what this
+peer's catalogue and this user's own table say, never what a stranger says (docs/protocol.md,
+section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from tokenplace import defaults
+from tokenplace.errors import ModelNotFound
+from tokenplace.models.catalogue import CATALOGUE, CatalogueModel
+from tokenplace.models.syntax import AUTO, is_alias, is_target, parse_pin
+from tokenplace.models.table import NO_TABLE, Table
+
+DEFAULT_ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # What apps ask for when nobody told them otherwise: token.place's own examples and OpenAI's
+        # defaults.
+        "llama-3-8b-instruct": AUTO,
+        "llama-3.1-8b-instruct": AUTO,
+        "gpt-3.5-turbo": AUTO,
+        "gpt-5-chat-latest": AUTO,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """One model that may answer.
+
+    artifact: 64 hex digits, the first 12 or more when the app pinned a model not known here, or
+    empty when unknown. template: 64 hex digits or empty when unknown. n_params: 0 when unknown.
+    """
+
+    name: str
+    artifact: str = ""
+    template: str = ""
+    n_params: int = 0
+
+
+class ModelNames:
+    """The names known here: the user's own models, the catalogue, and aliases."""
+
+    def __init__(
+        self, table: Table = NO_TABLE, catalogue: Sequence[CatalogueModel] = CATALOGUE
+    ) -> None:
+        models = {m.name: NamedModel(m.name, m.artifact, m.template, m.n_params) for m in catalogue}
+        for own in table.models.values():
+            models[own.name] = NamedModel(own.name, own.artifact, own.template, own.n_params)
+        self._models = models
+        self._aliases = {**DEFAULT_ALIASES, **table.aliases}
+
+    @property
+    def known(self) -> tuple[NamedModel, ...]:
+        """Every known model, the largest first: bigger models answer better."""
+        return tuple(sorted(self._models.values(), key=lambda model: (-model.n_params, model.name)))
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Alias → what it stands for, the user's and the built-in ones."""
+        return MappingProxyType(self._aliases)
+
+    def resolve(self, asked: str) -> tuple[NamedModel, ...]:
+        """
+        The models that may answer for `asked`, best first; never empty. An alias stands for one
+        thing and is not followed further. `name@sha256:HEX` pins an artifact, also of a model that
+        is not known here.
+
+        Raises `ModelNotFound`, which says what is known.
+        """
+        target = asked if asked in self._models else self._aliases.get(asked, asked)
+        if target == AUTO and self._models:
+            return self.known
+        if (model := self._models.get(target)) is not None:
+            return (model,)
+        if (pin := parse_pin(target)) is not None:
+            return (self._pinned(*pin),)
+        raise ModelNotFound(_not_found(asked, target), hint=self._hint())
+
+    def _pinned(self, name: str, prefix: str) -> NamedModel:
+        model = self._models.get(name)
+        if model is not None and model.artifact.startswith(prefix):
+            return model
+        return NamedModel(name, prefix)
+
+    def _hint(self) -> str:
+        names = [model.name for model in self.known]
+        shown = ", ".join([AUTO, *names[: defaults.MAX_NAMES_IN_HINT]])
+        n_more = len(names) - defaults.MAX_NAMES_IN_HINT
+        more = f" and {n_more} more" if n_more > 0 else ""
+        return (
+            f"Known here: {shown}{more}. A donor's exact model can be asked for as NAME@sha256:HEX."
+        )
+
+
+def _not_found(asked: str, target: str) -> str:
+    # Anything may come from an app; only what looks like a name is repeated.
+    if not (is_alias(asked) or is_target(asked)):
+        return "A model's name is 1 to 64 characters of a-z, 0-9, '.', '_' and '-'."
+    if target != asked:
+        return f"{asked} stands for {target} here, which is not known."
+    return f"{asked} is not in the catalogue nor in this user's own table."
