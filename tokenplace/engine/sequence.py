@@ -120,7 +120,7 @@ def admit(submit: Submit, vocabulary: Vocabulary, n_ctx: int, now: float) -> Seq
         sampling=SamplingParams(submit.temperature, submit.top_k, submit.top_p, submit.min_p),
         seed=submit.seed,
         cache_scope=submit.cache_scope,
-        max_new=room if submit.max_tokens is None else min(submit.max_tokens, room),
+        max_new=min(room, submit.max_tokens or defaults.MAX_NEW_TOKENS),
         ignore_eog=submit.ignore_eog,
         stops=StopMatcher(submit.stop),
         submitted_at=now,

@@ -6,7 +6,12 @@ Start at `PeerStream`. The exchange and the directory are written against it, ne
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
+
+import trio
+
+STREAM_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""What every waiting method of a `PeerStream` raises when nothing can come or go any more."""
 
 
 class PeerStream(Protocol):

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.peer.exchange_lab import make_request
+from tokenplace import defaults
+from tokenplace.errors import DonorBusy, DonorInternalError
+from tokenplace.generation import (
+    Accepted,
+    Alive,
+    ChoiceEnd,
+    Event,
+    Finished,
+    LengthStop,
+    Phase,
+    Timings,
+    Tokens,
+    Usage,
+)
+from tokenplace.peer.exchange import Exchange
+from tokenplace.peer.frames import decode_frames
+from tokenplace.peer.outbox import Outbox
+from tokenplace.sealing.answer import MAX_FRAMES_BYTES
+
+ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 1000, "tp/1", 10, 0)
+FINISHED = Finished((ChoiceEnd(0, LengthStop()),), Usage(5, 0, 1), Timings(0, 0, 0))
+TICK = defaults.TOKEN_TICK_S
+
+
+def token(index: int, piece: bytes = b"x") -> Tokens:
+    return Tokens(0, index, (index,), (piece,))
+
+
+def taken(outbox: Outbox, now: float) -> tuple[list[object], bool]:
+    frames, is_final = outbox.take(now)
+    return list(decode_frames(frames)), is_final
+
+
+def accepted_at(now: float) -> Outbox:
+    outbox = Outbox(now)
+    outbox.put(ACCEPTED, now)
+    assert taken(outbox, now) == ([ACCEPTED], False)
+    return outbox
+
+
+def test_accepted_and_the_first_token_leave_at_once() -> None:
+    outbox = Outbox(0.0)
+    outbox.put(ACCEPTED, 1.0)
+    assert outbox.due_at == 1.0
+    taken(outbox, 1.0)
+    outbox.put(token(0), 1.5)
+    assert outbox.due_at == 1.5
+    assert taken(outbox, 1.5) == ([token(0)], False)
+
+
+def test_later_tokens_leave_together_on_the_tick() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(token(0), 1.0)
+    taken(outbox, 1.0)
+    outbox.put(token(1), 1.01)
+    outbox.put(token(2), 1.02)
+    assert outbox.due_at == pytest.approx(1.0 + TICK)
+    assert taken(outbox, outbox.due_at) == ([Tokens(0, 1, (1, 2), (b"x", b"x"))], False)
+
+
+@given(st.floats(0, 0.9 * defaults.HEARTBEAT_S))
+def test_no_token_waits_longer_than_a_tick(after_first: float) -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(token(0), 1.0)
+    taken(outbox, 1.0)
+    now = 1.0 + after_first
+    outbox.put(token(1), now)
+    assert now <= outbox.due_at <= now + TICK + 1e-9
+    n_ticks = (outbox.due_at - 1.0) / TICK
+    assert math.isclose(n_ticks, round(n_ticks), abs_tol=1e-6)
+
+
+def test_the_end_takes_the_last_tokens_with_it() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(token(0), 0.0)
+    taken(outbox, 0.0)
+    outbox.put(token(1), 0.01)
+    assert not outbox.is_ended
+    outbox.put(FINISHED, 0.02)
+    assert outbox.is_ended
+    assert outbox.due_at == 0.02
+    assert taken(outbox, 0.02) == ([token(1), FINISHED], True)
+
+
+def test_an_error_may_be_all_there_is() -> None:
+    outbox = Outbox(0.0)
+    outbox.put(DonorBusy("x"), 0.0)
+    (error,), is_final = taken(outbox, 0.0)
+    assert isinstance(error, DonorBusy)
+    assert is_final
+
+
+def test_a_heartbeat_two_seconds_after_the_last_chunk() -> None:
+    outbox = accepted_at(0.0)
+    assert outbox.due_at == defaults.HEARTBEAT_S
+    assert taken(outbox, 2.0) == ([Alive(Phase.PREFILL, 0.0, 0)], False)
+    assert outbox.due_at == 2.0 + defaults.HEARTBEAT_S
+    outbox.put(Alive(Phase.PREFILL, 0.25, 0), 2.5)
+    outbox.put(Alive(Phase.PREFILL, 0.5, 0), 3.5)
+    assert outbox.due_at == 4.0
+    assert taken(outbox, 4.0) == ([Alive(Phase.PREFILL, 0.5, 0)], False)
+    outbox.put(token(0), 5.0)
+    taken(outbox, 5.0)
+    assert outbox.due_at == 7.0
+    assert taken(outbox, 7.0) == ([Alive(Phase.DECODE, 1 / 1000, 0)], False)
+
+
+def test_a_queued_request_says_so() -> None:
+    outbox = Outbox(0.0)
+    outbox.put(Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 10, position=3), 0.0)
+    taken(outbox, 0.0)
+    assert taken(outbox, 2.0) == ([Alive(Phase.QUEUED, 0.0, 3)], False)
+
+
+def test_before_accepted_a_heartbeat_says_nothing() -> None:
+    outbox = Outbox(0.0)
+    assert outbox.due_at == defaults.HEARTBEAT_S
+    assert outbox.take(2.0) == (b"", False)
+    assert outbox.due_at == 2.0 + defaults.HEARTBEAT_S
+
+
+def test_requeued_leaves_at_once_since_it_renews_a_deadline() -> None:
+    outbox = accepted_at(0.0)
+    requeued = Alive(Phase.REQUEUED, 0.0, 2)
+    outbox.put(requeued, 0.5)
+    assert outbox.due_at == 0.5
+    outbox.put(token(0), 0.5)
+    assert taken(outbox, 0.5) == ([token(0), Alive(Phase.DECODE, 1 / 1000, 0)], False)
+
+
+def test_tokens_over_a_chunk_leave_in_several_at_once() -> None:
+    outbox = accepted_at(0.0)
+    piece = bytes(5000)
+    outbox.put(token(0, piece), 0.0)
+    taken(outbox, 0.0)
+    for index in range(1, 6):
+        outbox.put(token(index, piece), 0.01)
+    assert outbox.due_at == 0.01
+    sizes = []
+    while outbox.due_at <= 0.01:
+        frames, _ = outbox.take(0.01)
+        assert len(frames) <= MAX_FRAMES_BYTES
+        (tokens,) = decode_frames(frames)
+        assert isinstance(tokens, Tokens)
+        sizes.append(len(tokens.ids))
+    assert sizes == [2, 2, 1]
+
+
+def test_a_token_that_fits_no_chunk_is_an_internal_error() -> None:
+    outbox = accepted_at(0.0)
+    with pytest.raises(DonorInternalError):
+        outbox.put(token(0, bytes(MAX_FRAMES_BYTES)), 0.0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0, 0.2),
+            st.lists(st.binary(max_size=3000), min_size=1, max_size=12)
+            | st.sampled_from([Phase.PREFILL, Phase.REQUEUED]),
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_goes_in_comes_out_in_order_and_in_time(
+    steps: list[tuple[float, list[bytes] | Phase]],
+) -> None:
+    outbox, exchange = Outbox(0.0), Exchange(make_request())
+    now, n_tokens = 0.0, 0
+    outbox.put(ACCEPTED, now)
+    sent: list[bytes] = []
+    received: list[bytes] = []
+
+    def send_until(until: float) -> bool:
+        while outbox.due_at <= until:
+            frames, is_final = outbox.take(outbox.due_at)
+            assert len(frames) <= MAX_FRAMES_BYTES
+            events = decode_frames(frames)
+            exchange.check_chunk(events, is_final=is_final)
+            received.extend(p for e in events if isinstance(e, Tokens) for p in e.pieces)
+            if is_final:
+                return True
+        return False
+
+    for pause, step in steps:
+        now += pause
+        assert not send_until(now)
+        if isinstance(step, Phase):
+            event: Event = Alive(step, 0.5, 1)
+        else:
+            event = Tokens(0, n_tokens, (1,) * len(step), tuple(step))
+            n_tokens += len(step)
+            sent += step
+        outbox.put(event, now)
+    outbox.put(FINISHED, now)
+    assert send_until(now)
+    assert received == sent

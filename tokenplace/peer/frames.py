@@ -1,0 +1,318 @@
+"""The frames of a sealed answer (docs/protocol.md, section 5). Start at `encode_frame` and
+`decode_frames`.
+
+Pure: a frame is an event of `generation.py`, or the error that ended the answer, as a msgpack map.
+What order they may come in is `exchange.py`'s business. Nothing a donor sends is trusted: types,
+ranges and sizes are checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import msgpack
+
+from tokenplace import defaults
+from tokenplace.errors import (
+    DONOR_ERRORS,
+    DonorInternalError,
+    ErrorCode,
+    RemoteProtocolError,
+    TokenplaceError,
+)
+from tokenplace.generation import (
+    PROMPT_DIGEST_BYTES,
+    Accepted,
+    Alive,
+    ChoiceEnd,
+    EogStop,
+    Event,
+    Finished,
+    LengthStop,
+    Phase,
+    Stop,
+    StringStop,
+    Timings,
+    Tokens,
+    Usage,
+)
+from tokenplace.peer.wire import packed, retry_after_s
+
+_MAX_U32: Final = (1 << 32) - 1
+_MAX_SAMPLER_CHARS: Final = 32
+_MAX_PARAM_CHARS: Final = 64
+_MAX_NUMBERS: Final = 8
+_MAX_NUMBER: Final = 1 << 53  # what every language's numbers hold exactly
+
+Frame = Event | TokenplaceError
+"""An error frame is the error itself, ready to be raised."""
+
+
+class FinalDonorError(DonorInternalError):
+    """The donor failed for a reason unknown to this version; it says that no other donor could do
+    better.
+    """
+
+    retry_elsewhere: ClassVar[bool] = False
+
+
+# ---------------------------------------------------------------- events and errors to bytes
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """One msgpack map. An error outside `DONOR_ERRORS` says nothing but `internal`."""
+    match frame:
+        case Tokens():
+            fields: dict[str, object] = {
+                "f": "tokens",
+                "choice": frame.choice,
+                "index": frame.index,
+                "ids": frame.ids,
+                "bytes": frame.pieces,
+            }
+        case Alive():
+            fields = {
+                "f": "alive",
+                "phase": frame.phase.value,
+                "progress": frame.progress,
+                "position": frame.position,
+            }
+        case Accepted():
+            fields = {
+                "f": "accepted",
+                "prompt_digest": frame.prompt_digest,
+                "n_prompt": frame.n_prompt,
+                "n_cached": frame.n_cached,
+                "n_ctx": frame.n_ctx,
+                "max_new": frame.max_new,
+                "sampler": frame.sampler,
+                "eta_ms": frame.eta_ms,
+                "position": frame.position,
+            }
+        case Finished():
+            fields = _finished_fields(frame)
+        case _:
+            fields = _error_fields(frame)
+    return packed(fields)
+
+
+def _finished_fields(event: Finished) -> dict[str, object]:
+    usage, timings = event.usage, event.timings
+    return {
+        "f": "finished",
+        "choices": [
+            {"choice": end.choice, "stop": _stop_fields(end.stop)} for end in event.choices
+        ],
+        "usage": {
+            "n_prompt": usage.n_prompt,
+            "n_cached": usage.n_cached,
+            "n_completion": usage.n_completion,
+        },
+        "timings": {
+            "queue_ms": timings.queue_ms,
+            "prefill_ms": timings.prefill_ms,
+            "decode_ms": timings.decode_ms,
+        },
+    }
+
+
+def _stop_fields(stop: Stop) -> dict[str, object]:
+    match stop:
+        case EogStop():
+            return {"kind": "eog", "id": stop.id}
+        case StringStop():
+            return {"kind": "string", "string": stop.string}
+        case _:
+            return {"kind": "length"}
+
+
+def _error_fields(error: TokenplaceError) -> dict[str, object]:
+    if error.code not in DONOR_ERRORS or type(error) is TokenplaceError:
+        error = DonorInternalError()  # what happened inside this peer is nobody else's business
+    message = " ".join(part for part in (error.detail, error.hint) if part)
+    fields: dict[str, object] = {
+        "f": "error",
+        "code": error.code.value,
+        "scope": error.scope.value,
+        "retry_elsewhere": error.retry_elsewhere,
+        "message": message[: defaults.MAX_ERROR_MESSAGE_CHARS],
+    }
+    if error.param is not None:
+        fields["param"] = error.param[:_MAX_PARAM_CHARS]
+    if error.retry_after_s is not None:
+        fields["retry_after_s"] = error.retry_after_s
+    if error.numbers:
+        fields["numbers"] = error.numbers
+    return fields
+
+
+# ---------------------------------------------------------------- bytes to events and errors
+
+
+def decode_frames(data: bytes) -> list[Frame]:
+    """The known frames of one chunk. Unknown frames and keys are ignored; anything malformed is
+    `RemoteProtocolError`.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=defaults.MAX_CHUNK_BYTES)
+    unpacker.feed(data)
+    frames = []
+    try:
+        while unpacker.tell() < len(data):
+            fields = unpacker.unpack()
+            read = _READERS.get(fields["f"])
+            if read is not None:
+                frames.append(read(_Fields(fields)))
+    # msgpack's own errors are these too; what is not a map has no "f", or no keys at all.
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException):
+        raise RemoteProtocolError("a malformed frame") from None
+    return frames
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """A map's values by key and expected type. Raises `ValueError` or `LookupError`."""
+
+    values: Any
+
+    def integer(self, name: str) -> int:
+        return _u32(self.values[name])
+
+    def text(self, name: str, max_chars: int) -> str:
+        value = self.values[name]
+        if type(value) is not str or len(value) > max_chars:
+            raise ValueError(name)
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        value = self.values[name]
+        if type(value) is not list:
+            raise ValueError(name)
+        return value
+
+    def map(self, name: str) -> _Fields:
+        value = self.values[name]
+        if type(value) is not dict:
+            raise ValueError(name)
+        return _Fields(value)
+
+
+def _u32(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MAX_U32:
+        raise ValueError("not an unsigned integer of 32 bits")
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise ValueError("not bytes")
+    return value
+
+
+def _read_accepted(fields: _Fields) -> Accepted:
+    digest = _bytes(fields.values["prompt_digest"])
+    if len(digest) != PROMPT_DIGEST_BYTES:
+        raise ValueError("prompt_digest")
+    return Accepted(
+        prompt_digest=digest,
+        n_prompt=fields.integer("n_prompt"),
+        n_cached=fields.integer("n_cached"),
+        n_ctx=fields.integer("n_ctx"),
+        max_new=fields.integer("max_new"),
+        sampler=fields.text("sampler", _MAX_SAMPLER_CHARS),
+        eta_ms=fields.integer("eta_ms"),
+        position=fields.integer("position"),
+    )
+
+
+def _read_alive(fields: _Fields) -> Alive:
+    progress = fields.values["progress"]
+    if type(progress) not in (int, float) or not 0 <= progress <= 1:
+        raise ValueError("progress")
+    phase = Phase(fields.values["phase"])
+    return Alive(phase, float(progress), fields.integer("position"))
+
+
+def _read_tokens(fields: _Fields) -> Tokens:
+    ids, pieces = fields.items("ids"), fields.items("bytes")
+    if not ids or len(ids) != len(pieces):
+        raise ValueError("ids and bytes")
+    return Tokens(
+        choice=fields.integer("choice"),
+        index=fields.integer("index"),
+        ids=tuple(map(_u32, ids)),
+        pieces=tuple(map(_bytes, pieces)),
+    )
+
+
+def _read_finished(fields: _Fields) -> Finished:
+    usage, timings = fields.map("usage"), fields.map("timings")
+    return Finished(
+        choices=tuple(_read_choice_end(_Fields(end)) for end in fields.items("choices")),
+        usage=Usage(
+            usage.integer("n_prompt"), usage.integer("n_cached"), usage.integer("n_completion")
+        ),
+        timings=Timings(
+            timings.integer("queue_ms"), timings.integer("prefill_ms"), timings.integer("decode_ms")
+        ),
+    )
+
+
+def _read_choice_end(fields: _Fields) -> ChoiceEnd:
+    stop = fields.map("stop")
+    match stop.values["kind"]:
+        case "eog":
+            return ChoiceEnd(fields.integer("choice"), EogStop(stop.integer("id")))
+        case "string":
+            string = stop.text("string", defaults.MAX_STOP_STRING_BYTES)
+            return ChoiceEnd(fields.integer("choice"), StringStop(string))
+        case "length":
+            return ChoiceEnd(fields.integer("choice"), LengthStop())
+        case _:
+            raise ValueError("stop")
+
+
+def _read_error(fields: _Fields) -> TokenplaceError:
+    """The class of a known code says itself whether another donor could do better; for an unknown
+    code the frame does.
+    """
+    code = fields.text("code", _MAX_PARAM_CHARS)
+    retry_elsewhere = fields.values["retry_elsewhere"]
+    if type(retry_elsewhere) is not bool:
+        raise ValueError("retry_elsewhere")
+    unknown = DonorInternalError if retry_elsewhere else FinalDonorError
+    error = DONOR_ERRORS[ErrorCode(code)] if code in DONOR_ERRORS else unknown
+    message = fields.text("message", defaults.MAX_ERROR_MESSAGE_CHARS)
+    param = fields.text("param", _MAX_PARAM_CHARS) if "param" in fields.values else None
+    return error(
+        _printable(message),
+        param=None if param is None else _printable(param),
+        retry_after_s=retry_after_s(fields.values.get("retry_after_s")),
+        numbers=_read_numbers(fields.values.get("numbers", {})),
+    )
+
+
+def _read_numbers(numbers: Any) -> dict[str, int]:
+    if type(numbers) is not dict or len(numbers) > _MAX_NUMBERS:
+        raise ValueError("numbers")
+    for name, number in numbers.items():
+        if type(name) is not str or len(name) > _MAX_PARAM_CHARS or not name.isprintable():
+            raise ValueError("numbers")
+        if type(number) is not int or abs(number) > _MAX_NUMBER:
+            raise ValueError("numbers")
+    return numbers
+
+
+def _printable(text: str) -> str:
+    """Without what could steer a terminal: a stranger wrote it and a person will read it."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+_READERS: Final[dict[object, Callable[[_Fields], Frame]]] = {
+    "accepted": _read_accepted,
+    "alive": _read_alive,
+    "tokens": _read_tokens,
+    "finished": _read_finished,
+    "error": _read_error,
+}

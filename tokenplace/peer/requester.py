@@ -1,0 +1,245 @@
+"""The requester's side of an exchange: a donor somewhere else, seen as a `Generator`. Start at
+`RemoteDonor`.
+
+Order and deadlines are docs/protocol.md's, section 5. One task reads, checks and buffers, so that
+the donor is always drained: a slow app never slows a donor. What is buffered is bounded by what the
+donor promised (`exchange.Exchange`).
+
+Differs from other generators, which run under `trio.as_safe_channel`: the reading task hands events
+straight to the consumer, which saves a task switch for each; leaving the block early cancels all
+the same, and errors come out bare.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+import trio.abc
+
+from tokenplace import defaults
+from tokenplace.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    StaleEpoch,
+    TokenplaceError,
+    UnknownKey,
+)
+from tokenplace.generation import Accepted, Alive, Event, GenerateRequest
+from tokenplace.peer.exchange import Deadlines, Exchange
+from tokenplace.peer.frames import Frame, decode_frames
+from tokenplace.peer.streams import STREAM_GONE, OpenStream, PeerStream
+from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_refusal, encode_request
+from tokenplace.sealing.answer import AnswerOpener, Chunk, RefusalBytes, ReplySecrets
+from tokenplace.sealing.request import request_digest, seal_request
+from tokenplace.sealing.suites import PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class SealTarget:
+    """What a request is sealed to: a donor's key, and the epoch out of its `live`."""
+
+    key: PublicKey
+    epoch: bytes
+
+
+Renew = Callable[[bytes | None, bytes | None], Awaitable[SealTarget | None]]
+"""Verifies the signed keys and live of a refusal; None when they do not verify or are not newer."""
+
+
+class RemoteDonor:
+    """A `Generator` at the other end of a stream."""
+
+    def __init__(
+        self,
+        *,
+        peer_id: str,
+        donor_id: bytes,
+        open_stream: OpenStream,
+        target: SealTarget,
+        network: str,
+        renew: Renew,
+    ) -> None:
+        """peer_id, donor_id: the same, as text for people and as raw bytes for the seal."""
+        self._peer_id = peer_id
+        self._donor_id = donor_id
+        self._open_stream = open_stream
+        self._target = target
+        self._network = network
+        self._renew = renew
+
+    @asynccontextmanager
+    async def generate(
+        self, request: GenerateRequest
+    ) -> AsyncIterator[trio.abc.ReceiveChannel[Event]]:
+        """Ask the donor. Raises from the iteration what the donor said (`DONOR_ERRORS`), or
+        `ConnectFailed`, `ConnectionLost`, `DonorSilent`, `DeadlineExceeded` or
+        `RemoteProtocolError`, after all that came before it.
+        """
+        inbox = Inbox()
+        failure: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask, request, inbox, nursery)
+                try:
+                    yield inbox
+                # Raised again below: out of the nursery it would come wrapped in a group.
+                except BaseException as error:
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            inbox.close()
+            if failure is not None:
+                raise failure
+
+    async def _ask(self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery) -> None:
+        try:
+            refusal = await self._attempt(request, inbox, nursery)
+            if refusal is not None and await self._is_renewed(refusal):
+                refusal = await self._attempt(request, inbox, nursery)
+            if refusal is not None:
+                raise refusal.error
+        except TokenplaceError as error:
+            inbox.end(error)
+        else:
+            inbox.end(None)
+
+    async def _is_renewed(self, refusal: Refusal) -> bool:
+        """After a refusal that newer signed objects can mend: is there something new to seal to?"""
+        if not isinstance(refusal.error, (UnknownKey, StaleEpoch)):
+            return False
+        target = None
+        with trio.move_on_after(defaults.CONNECT_TIMEOUT_S):
+            target = await self._renew(refusal.keys, refusal.live)
+        if target is None:
+            return False
+        self._target = target
+        return True
+
+    async def _attempt(
+        self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery
+    ) -> Refusal | None:
+        """One sealed request on a new stream, and its answer. None when the answer was whole."""
+        reply = ReplySecrets.generate()
+        payload = encode_request(request, self._target.epoch, reply.resp_secret, reply.key.public)
+        sealed = seal_request(payload, self._target.key, self._donor_id, self._network)
+        stream = await self._connect()
+        is_whole = False
+        try:
+            answer = _Answer(request, AnswerOpener(reply, request_digest(sealed)), self._peer_id)
+            # Beside the reading: a donor may refuse before it has read everything.
+            nursery.start_soon(answer.send_request, stream, FRAME_LENGTH.pack(len(sealed)) + sealed)
+            refusal = await answer.read(stream, inbox)
+            is_whole = refusal is None
+            return refusal
+        finally:  # also when the app has left: both run even while being cancelled
+            await (stream.aclose() if is_whole else stream.reset())
+
+    async def _connect(self) -> PeerStream:
+        with trio.move_on_after(defaults.CONNECT_TIMEOUT_S):
+            return await self._open_stream()
+        raise ConnectFailed(f"it took over {defaults.CONNECT_TIMEOUT_S:g} s.")
+
+
+class _Answer:
+    """One answer being read."""
+
+    def __init__(self, request: GenerateRequest, opener: AnswerOpener, donor: str) -> None:
+        self._opener = opener
+        self._exchange = Exchange(request)
+        self._donor = donor
+        self._deadlines = Deadlines(trio.current_time())
+        self._scope = trio.CancelScope()
+
+    async def send_request(self, stream: PeerStream, frame: bytes) -> None:
+        try:
+            await stream.send_all(frame)
+        except STREAM_GONE:
+            return  # why is found by who reads
+        self._deadlines.on_bytes(trio.current_time())
+        self._scope.deadline = self._deadlines.next_at
+
+    async def read(self, stream: PeerStream, inbox: Inbox) -> Refusal | None:
+        """Hand events on until the answer is whole, or refused. Raises what ended it otherwise."""
+        self._scope.deadline = self._deadlines.next_at
+        with self._scope:  # one for the whole answer, moved with each read: cheaper than one a read
+            while True:
+                data = await _receive(stream)
+                now = trio.current_time()
+                if data:
+                    self._deadlines.on_bytes(now)
+                    self._opener.receive_data(data)
+                else:
+                    self._opener.receive_eof()
+                while (item := self._opener.next_item()) is not None:
+                    if isinstance(item, RefusalBytes):
+                        return decode_refusal(item.payload)
+                    self._take_chunk(item, inbox, now)
+                if not data:
+                    return None
+                self._scope.deadline = self._deadlines.next_at
+        raise self._deadlines.error(trio.current_time())
+
+    def _take_chunk(self, chunk: Chunk, inbox: Inbox, now: float) -> None:
+        frames = decode_frames(chunk.frames)
+        self._exchange.check_chunk(frames, is_final=chunk.is_final)
+        for frame in frames:
+            self._deadlines.on_frame(frame, now)
+            inbox.put(self._event(frame))
+
+    def _event(self, frame: Frame) -> Event:
+        if isinstance(frame, TokenplaceError):
+            raise frame
+        if isinstance(frame, Accepted):
+            return dataclasses.replace(frame, donor=self._donor)
+        return frame
+
+
+async def _receive(stream: PeerStream) -> bytes:
+    try:
+        return await stream.receive_some(defaults.READ_BYTES)
+    except STREAM_GONE:
+        raise ConnectionLost from None
+
+
+class Inbox(trio.abc.ReceiveChannel[Event]):
+    """What has come and was not yet taken. Putting in never waits; at the end the error, if any, is
+    raised.
+    """
+
+    def __init__(self) -> None:
+        # No bound of its own: an exchange lets through `max_new` tokens, MAX_ANSWER_BYTES and
+        # little else.
+        self._sender, self._receiver = trio.open_memory_channel[Event](math.inf)
+        self._error: TokenplaceError | None = None
+
+    def put(self, event: Event) -> None:
+        # Heartbeats are the one event without a bound; who has something unread does not need them.
+        if isinstance(event, Alive) and self._sender.statistics().current_buffer_used:
+            return
+        self._sender.send_nowait(event)
+
+    def end(self, error: TokenplaceError | None) -> None:
+        """Nothing more will come."""
+        self._error = error
+        self._sender.close()
+
+    def close(self) -> None:
+        self._sender.close()
+        self._receiver.close()
+
+    async def receive(self) -> Event:
+        try:
+            return await self._receiver.receive()
+        except trio.EndOfChannel:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
