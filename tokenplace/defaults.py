@@ -39,6 +39,7 @@ MAX_CHUNK_BYTES: Final = (
 TOKEN_TICK_S: Final = (
     0.05  # tokens after the first leave together: a fifth of the CPU, and hides their timing
 )
+TOKEN_TICK_SLACK_S: Final = 0.02  # an engine on the same ticks is late by a step at the most
 HEARTBEAT_S: Final = 2.0
 IDLE_TIMEOUT_S: Final = (
     10.0  # no byte for so long: the donor is given up; survives a 5 s network flap
@@ -147,13 +148,15 @@ MAX_PEER_ADDRS: Final = 8  # of one peer, in any message
 MAX_ADDR_BYTES: Final = 128  # an address with a DNS name of 80 characters and a peer id
 MAX_DHT_MESSAGE_BYTES: Final = 128 << 10  # K closer peers and a full key's providers are 92 KB
 MAX_DHT_STREAMS: Final = 64  # served at once
+# Below what a server allows one peer, because a stream counts there until its reset has arrived.
+DHT_QUERIES_PER_PEER: Final = 3
 MAX_DHT_STREAMS_PER_PEER: Final = 4
 DHT_STREAM_LIFETIME_S: Final = 20.0
 MAX_PROVIDERS_PER_KEY: Final = 64
 MAX_KEYS_PER_PROVIDER: Final = 256  # 32 models by name and artifact, two days: 130
 MAX_PROVIDER_RECORDS: Final = 20_000  # about 12 MB
 TABLE_REFRESH_S: Final = 120.0  # dead peers leave the table, moved ones get their new address
-CLIENT_MEMORY_S: Final = 600.0  # who asked and was no server is not probed again before
+CLIENT_MEMORY_S: Final = 120.0  # who asked and was no server is not probed again before
 
 # ---------------------------------------------------------------- router
 

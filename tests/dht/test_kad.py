@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -32,40 +33,55 @@ class Clock:
 
 @dataclass
 class Member:
-    """One peer in the DHT; `stack` is closed to make it leave."""
+    """One peer in the DHT, alive in a task of its own until it leaves."""
 
-    host: PeerHost
-    kad: Kad
-    stack: AsyncExitStack
+    identity: Identity
+    leaving: trio.Event = field(default_factory=trio.Event)
+    gone: trio.Event = field(default_factory=trio.Event)
+    host: PeerHost = field(init=False)
+    kad: Kad = field(init=False)
+
+    async def leave(self) -> None:
+        self.leaving.set()
+        await self.gone.wait()
 
 
 @dataclass
 class Dht:
     """Peers of one network in this process. The first server is everybody's bootstrap peer."""
 
-    stack: AsyncExitStack
-    network: str = "main"
+    nursery: trio.Nursery
+    network: str
     clock: Clock = field(default_factory=Clock)
     servers: list[Member] = field(default_factory=list)
 
     async def add_server(self, identity: Identity | None = None) -> Member:
-        member = await self._add(identity or throwaway_identity(), [LOOPBACK], is_server=True)
+        member = Member(identity or throwaway_identity())
+        await self.nursery.start(self._live, member, True)
         self.servers.append(member)
         return member
 
     async def add_client(self) -> Member:
-        return await self._add(throwaway_identity(), [], is_server=False)
+        member = Member(throwaway_identity())
+        await self.nursery.start(self._live, member, False)
+        return member
 
-    async def _add(self, identity: Identity, listen: list[str], *, is_server: bool) -> Member:
-        stack = await self.stack.enter_async_context(AsyncExitStack())
-        host = await stack.enter_async_context(open_host(identity, listen=listen))
-        kad = await stack.enter_async_context(
-            open_kad(host, network=self.network, server=is_server, clock=self.clock)
-        )
-        if self.servers:
-            first = self.servers[0].host
-            assert await kad.join([(first.peer_id, first.addrs())]) == 1
-        return Member(host, kad, stack)
+    async def _live(
+        self, member: Member, is_server: bool, task_status: trio.TaskStatus[None]
+    ) -> None:
+        listen = [LOOPBACK] if is_server else []
+        async with (
+            open_host(member.identity, listen=listen) as member.host,
+            open_kad(
+                member.host, network=self.network, server=is_server, clock=self.clock
+            ) as member.kad,
+        ):
+            if self.servers:
+                first = self.servers[0].host
+                assert await member.kad.join([(first.peer_id, first.addrs())]) == 1
+            task_status.started()
+            await member.leaving.wait()
+        member.gone.set()
 
     async def grow(self, n_servers: int) -> None:
         """Add servers, and wait until each knows all others."""
@@ -73,9 +89,21 @@ class Dht:
             await self.add_server()
         everybody = {member.host.peer_id for member in self.servers}
         for member in self.servers:
-            await wait_until(
-                lambda member=member: {*member.kad.peers(), member.host.peer_id} == everybody
-            )
+            await wait_until(partial(knows, member, everybody))
+
+
+@asynccontextmanager
+async def open_dht(n_servers: int, network: str = "main") -> AsyncIterator[Dht]:
+    async with trio.open_nursery() as nursery:
+        dht = Dht(nursery, network)
+        await dht.grow(n_servers)
+        yield dht
+        nursery.cancel_scope.cancel()
+
+
+def addrs_of(member: Member) -> tuple[str, ...]:
+    """Where a member is found: its addresses without its id, which a record names anyway."""
+    return tuple(addr.split("/p2p/")[0] for addr in member.host.addrs())
 
 
 def ids_of(providers: Iterable[PeerAddrs]) -> set[str]:
@@ -83,14 +111,12 @@ def ids_of(providers: Iterable[PeerAddrs]) -> set[str]:
 
 
 async def test_what_is_provided_is_confirmed_and_found() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(5)
+    async with open_dht(5) as dht:
         alice = dht.servers[3]
         assert await alice.kad.provide(KEY) == 4
         client = await dht.add_client()
         found = await client.kad.find_providers(KEY)
-        assert found.providers == (PeerAddrs(alice.host.peer_id, tuple(alice.host.addrs())),)
+        assert found.providers == (PeerAddrs(alice.host.peer_id, addrs_of(alice)),)
         assert found.complete
         nothing = await client.kad.find_providers(OTHER_KEY)
         assert nothing.providers == ()
@@ -98,9 +124,7 @@ async def test_what_is_provided_is_confirmed_and_found() -> None:
 
 
 async def test_every_provider_is_found_once() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(5)
+    async with open_dht(5) as dht:
         for member in dht.servers[1:4]:
             await member.kad.provide(KEY)
         client = await dht.add_client()
@@ -111,14 +135,16 @@ async def test_every_provider_is_found_once() -> None:
         assert ids_of(among_themselves.providers) == ids_of_members(dht.servers[2:4])
 
 
+def knows(member: Member, everybody: set[str]) -> bool:
+    return {*member.kad.peers(), member.host.peer_id} == everybody
+
+
 def ids_of_members(members: Iterable[Member]) -> set[str]:
     return {member.host.peer_id for member in members}
 
 
 async def test_a_client_may_provide_nothing_and_is_in_no_table() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(3)
+    async with open_dht(3) as dht:
         client = await dht.add_client()
         assert await client.kad.provide(KEY) == 0
         await client.kad.find_providers(KEY)
@@ -136,29 +162,25 @@ def kad_is_probing(kad: Kad) -> bool:
 
 
 async def test_a_provider_that_moved_is_found_where_it_is_now() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(4)
+    async with open_dht(4) as dht:
         identity = throwaway_identity()
         alice = await dht.add_server(identity)
         await alice.kad.provide(KEY)
         old_client = await dht.add_client()
         old_addrs = (await old_client.kad.find_providers(KEY)).providers[0].addrs
-        await alice.stack.aclose()
         dht.servers.remove(alice)
+        await alice.leave()
         moved = await dht.add_server(identity)
         await moved.kad.provide(KEY)
         for client in (old_client, await dht.add_client()):
             [provider] = (await client.kad.find_providers(KEY)).providers
-            assert provider.addrs == tuple(moved.host.addrs())
+            assert provider.addrs == addrs_of(moved)
             assert provider.addrs != old_addrs
             await client.host.connect(provider.peer_id, provider.addrs)
 
 
 async def test_a_provider_that_is_gone_is_forgotten() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(3)
+    async with open_dht(3) as dht:
         alice = dht.servers[2]
         await alice.kad.provide(KEY)
         alice.kad.unprovide(KEY)
@@ -169,29 +191,32 @@ async def test_a_provider_that_is_gone_is_forgotten() -> None:
 
 
 async def test_unproviding_what_was_never_provided_does_nothing() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(1)
+    async with open_dht(1) as dht:
         dht.servers[0].kad.unprovide(KEY)
 
 
-async def test_a_server_that_left_leaves_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(4)
+async def test_a_server_that_left_leaves_the_tables() -> None:
+    async with open_dht(4) as dht:
         gone = dht.servers.pop()
-        await gone.stack.aclose()
+        await gone.leave()
         for member in dht.servers:
             await member.kad.refresh()
             assert set(member.kad.peers()) == ids_of_members(dht.servers) - {member.host.peer_id}
         assert await dht.servers[0].kad.provide(KEY) == 2
 
 
+async def test_tables_are_refreshed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "TABLE_REFRESH_S", 0.2)
+    async with open_dht(3) as dht:
+        gone = dht.servers.pop()
+        await gone.leave()
+        everybody = ids_of_members(dht.servers)
+        for member in dht.servers:
+            await wait_until(partial(knows, member, everybody))
+
+
 async def test_networks_do_not_see_each_other() -> None:
-    async with AsyncExitStack() as stack:
-        main, lab = Dht(stack), Dht(stack, network="lab")
-        await main.grow(2)
-        await lab.grow(2)
+    async with open_dht(2) as main, open_dht(2, "lab") as lab:
         await main.servers[1].kad.provide(KEY)
         first = lab.servers[0].host
         assert await main.servers[0].kad.join([(first.peer_id, first.addrs())]) == 0
@@ -200,24 +225,17 @@ async def test_networks_do_not_see_each_other() -> None:
 
 
 async def test_one_host_may_take_part_in_two_networks() -> None:
-    async with AsyncExitStack() as stack:
-        main, lab = Dht(stack), Dht(stack, network="lab")
-        await main.grow(2)
-        host = main.servers[1].host
-        await stack.enter_async_context(open_kad(host, network="lab", server=True))
-        lab.servers.append(Member(host, main.servers[1].kad, stack))
-        client = await lab.add_client()
-        assert client.kad.peers() == [host.peer_id]
+    async with open_dht(2) as main:
+        both = main.servers[1]
+        async with open_kad(both.host, network="lab", server=True), open_dht(0, "lab") as lab:
+            lab.servers.append(both)
+            client = await lab.add_client()
+            assert client.kad.peers() == [both.host.peer_id]
 
 
 async def test_joining_counts_who_answered() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(1)
-        first = dht.servers[0].host
-        host = await stack.enter_async_context(open_host(throwaway_identity()))
-        kad = await stack.enter_async_context(open_kad(host, network="main", server=False))
-        silent = await stack.enter_async_context(open_silent_port())
+    async with open_dht(1) as dht, open_silent_port() as silent:
+        first, kad = dht.servers[0].host, (await dht.add_client()).kad
         start = trio.current_time()
         answered = await kad.join(
             [
@@ -233,9 +251,10 @@ async def test_joining_counts_who_answered() -> None:
 
 
 async def test_nobody_joined_is_no_complete_search() -> None:
-    async with AsyncExitStack() as stack:
-        host = await stack.enter_async_context(open_host(throwaway_identity()))
-        kad = await stack.enter_async_context(open_kad(host, network="main", server=False))
+    async with (
+        open_host(throwaway_identity()) as host,
+        open_kad(host, network="main", server=False) as kad,
+    ):
         assert await kad.join([]) == 0
         found = await kad.find_providers(KEY)
         assert found.providers == ()
@@ -243,9 +262,7 @@ async def test_nobody_joined_is_no_complete_search() -> None:
 
 
 async def test_enough_is_enough() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(4)
+    async with open_dht(4) as dht:
         for member in dht.servers:
             await member.kad.provide(KEY)
         client = await dht.add_client()
@@ -253,15 +270,10 @@ async def test_enough_is_enough() -> None:
         assert found.providers
 
 
-async def test_what_was_found_is_not_held_back_by_silent_peers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(3)
+async def test_what_was_found_is_not_held_back_by_silent_peers() -> None:
+    async with open_dht(3) as dht, open_silent_port() as silent:
         await dht.servers[1].kad.provide(KEY)
         client = await dht.add_client()
-        silent = await stack.enter_async_context(open_silent_port())
         ghost = PeerAddrs(throwaway_identity().peer_id, (f"/ip4/127.0.0.1/tcp/{silent}",))
         await client.kad._table.add(ghost)
         start = trio.current_time()
@@ -272,15 +284,29 @@ async def test_what_was_found_is_not_held_back_by_silent_peers(
 
 
 async def test_the_table_takes_the_address_a_peer_has_now() -> None:
-    async with AsyncExitStack() as stack:
-        dht = Dht(stack)
-        await dht.grow(2)
+    async with open_dht(2) as dht:
         alice, bob = dht.servers
         stale = PeerAddrs(bob.host.peer_id, ("/ip4/127.0.0.1/tcp/1",))
         await alice.kad._table.add(stale)
         await alice.kad._probe_all([stale])
-        [entry] = alice.kad._table.closest(KEY, 20)
-        assert entry.addrs[0] == bob.host.addrs()[0]
+        await alice.kad._probe_all(alice.kad._table.closest(KEY, 20))
+        assert alice.kad._table.closest(KEY, 20) == [PeerAddrs(bob.host.peer_id, addrs_of(bob))]
+
+
+async def test_private_addresses_of_strangers_are_not_dialled_where_that_is_forbidden() -> None:
+    async with open_dht(2) as dht:
+        first, alice = dht.servers
+        await alice.kad.provide(KEY)
+        async with (
+            open_host(throwaway_identity()) as host,
+            open_kad(host, network="main", server=False, allow_private=False) as kad,
+        ):
+            assert await kad.join([(first.host.peer_id, first.host.addrs())]) == 1
+            found = await kad.find_providers(KEY)
+            assert found.complete
+            assert found.providers == ()
+            assert kad.peers() == [first.host.peer_id]
+            assert not host.is_connected(alice.host.peer_id)
 
 
 async def test_an_error_inside_the_block_leaves_it_bare() -> None:

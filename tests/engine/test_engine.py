@@ -115,8 +115,10 @@ def test_a_chat_is_answered_sensibly_and_the_same_each_time(tiny: RunningEngine)
     assert "hello" in text_of(events).lower()
     assert ids_of(tiny.ask(chat("Say hello.", scope=BOB))) == ids_of(events)
 
-    indices = [event.index for event in events if isinstance(event, Tokens)]
-    assert indices == list(range(len(indices)))
+    tokens = [event for event in events if isinstance(event, Tokens)]
+    ends_at = [event.index + len(event.ids) for event in tokens]
+    assert [event.index for event in tokens] == [0, *ends_at[:-1]], "no gap and no overlap"
+    assert len(tokens[0].ids) == 1, "the first waits for no other"
     first, last = ends(events)
     assert (first.sampler, first.max_new, first.n_ctx) == ("tp/1", 24, 1024)
     assert last.usage.n_prompt == first.n_prompt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
@@ -21,6 +22,7 @@ from tests.peer.hosts import (
     open_stock_host,
     port_of,
     stock_addrs,
+    wait_until,
 )
 from tokenplace.peer import upstream_host
 from tokenplace.peer.host import PeerHost
@@ -129,6 +131,16 @@ async def test_stock_dies_of_a_handler_that_raises() -> None:
         await attacker.open_stream(str(host.get_id()), "/test/fail/1", stock_addrs(host))
 
     assert KeyError in await causes_of_death(attack)
+
+
+async def test_who_has_left_is_forgotten() -> None:
+    async with open_echo_host() as host:
+        peers = host.upstream.get_peerstore()
+        for _ in range(2):
+            async with open_asking_host() as asker:
+                await asker.connect(host.peer_id, host.addrs())
+                await wait_until(partial(peers.has_peer, ID.from_base58(asker.peer_id)))
+            await wait_until(lambda: peers.peer_ids() == [host.upstream.get_id()])
 
 
 @pytest.mark.parametrize(

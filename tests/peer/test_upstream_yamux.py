@@ -194,6 +194,20 @@ async def test_a_connection_that_takes_no_bytes_is_closed(monkeypatch: pytest.Mo
         await wait_until(lambda: not asker.connections())
 
 
+async def test_a_connection_whose_closing_is_cancelled_closes_its_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "CLOSE_TIMEOUT_S", 0.1)
+    async with open_echo_host() as host:
+        async with open_asking_host() as asker:
+            await asker.connect(host.peer_id, host.addrs())
+            muxer = muxer_of(asker._swarm)
+            await muxer.streams_lock.acquire()  # what closing needs before it comes to the socket
+        assert muxer.is_closed
+        socket_stream = muxer.secured_conn.conn.conn.stream.stream  # type: ignore[attr-defined]
+        assert socket_stream.socket.fileno() == -1
+
+
 async def reset_at_once(stream: PeerStream) -> None:
     await stream.receive_some(1)
     await stream.reset()

@@ -23,11 +23,13 @@ import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 
 from tokenplace import defaults
+from tokenplace.dht.addresses import usable_addrs
 from tokenplace.dht.messages import PeerAddrs, get_peers, put_peers
 from tokenplace.dht.providers import ProviderStore
 from tokenplace.dht.rpc import QueryFailed, query
 from tokenplace.dht.server import KadServer
 from tokenplace.dht.table import PeerTable
+from tokenplace.dht.turns import Turns
 from tokenplace.dht.walk import Ask, WalkResult, walk
 from tokenplace.errors import ConnectFailed
 from tokenplace.peer.background import open_background
@@ -38,9 +40,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProviderSearch:
-    """providers: without repetitions, this peer itself left out; of each, the addresses named most
-    often first.
+    """What one search found.
 
+    providers: each once, this peer left out; of each, the addresses named most often first.
     complete: the walk ended by itself, so nobody who answered knows of another provider.
     """
 
@@ -50,18 +52,24 @@ class ProviderSearch:
 
 @asynccontextmanager
 async def open_kad(
-    host: PeerHost, *, network: str, server: bool, clock: Callable[[], float] = trio.current_time
+    host: PeerHost,
+    *,
+    network: str,
+    server: bool,
+    allow_private: bool = True,
+    clock: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[Kad]:
     """Take part in the DHT of `network` until the block exits.
 
     server: answer others and be known to them; a client only asks, and stays out of everybody's
     routing table.
+    allow_private: whether private and loopback addresses that strangers name may be dialled.
     clock: seconds, for the expiry of records stored here.
     """
     protocol = defaults.DHT_PROTOCOL.format(network=network)
     table = PeerTable(host)
     store = ProviderStore()
-    kad = Kad(host, protocol, table, store, clock, is_server=server)
+    kad = Kad(host, protocol, table, store, clock, is_server=server, allow_private=allow_private)
     async with open_background() as nursery:
         nursery.start_soon(kad._refresh_forever)
         if not server:
@@ -89,6 +97,7 @@ class Kad:
         clock: Callable[[], float],
         *,
         is_server: bool,
+        allow_private: bool,
     ) -> None:
         self._host = host
         self._protocol = protocol
@@ -96,10 +105,12 @@ class Kad:
         self._store = store
         self._clock = clock
         self._is_server = is_server
+        self._allow_private = allow_private
         self._suspects_in, self._suspects_out = trio.open_memory_channel[str](
             defaults.MAX_DHT_STREAMS
         )
         self._not_servers: dict[str, float] = {}
+        self._turns = Turns(defaults.DHT_QUERIES_PER_PEER)
 
     def n_peers(self) -> int:
         """How many servers are in the routing table."""
@@ -131,8 +142,7 @@ class Kad:
             )
 
     async def provide(self, key: bytes) -> int:
-        """Announce this peer under `key` at the `K` closest servers; how many confirmed to have
-        stored it.
+        """Announce this peer at the `K` servers closest to `key`; how many confirmed to store it.
 
         The record lives `PROVIDER_TTL_S`. A host without addresses cannot be found, and announces
         nothing.
@@ -175,15 +185,16 @@ class Kad:
         `deadline_s`.
         """
         found = _Found(self._host.peer_id, enough)
-        found.add(self._store.get(key, self._clock()))
+        found.add(self._reachable(self._store.get(key, self._clock())))
         message = Message(type=Message.GET_PROVIDERS, key=key)
 
         async def ask(peer: PeerAddrs) -> list[PeerAddrs] | None:
             answer = await self._query(peer, message)
             if answer is None:
                 return None
-            found.add(get_peers(answer.providerPeers, defaults.MAX_PROVIDERS_PER_KEY))
-            return get_peers(answer.closerPeers, defaults.K)
+            providers = get_peers(answer.providerPeers, defaults.MAX_PROVIDERS_PER_KEY)
+            found.add(self._reachable(providers))
+            return self._reachable(get_peers(answer.closerPeers, defaults.K))
 
         async def stop_early(scope: trio.CancelScope) -> None:
             with trio.move_on_after(soft_s):
@@ -210,14 +221,27 @@ class Kad:
 
         async def ask(peer: PeerAddrs) -> list[PeerAddrs] | None:
             answer = await self._query(peer, message)
-            return None if answer is None else get_peers(answer.closerPeers, defaults.K)
+            if answer is None:
+                return None
+            return self._reachable(get_peers(answer.closerPeers, defaults.K))
 
         return ask
+
+    def _reachable(self, peers: Iterable[PeerAddrs]) -> list[PeerAddrs]:
+        """What strangers said of `peers`, cut to addresses that may be dialled on their word."""
+        usable = (
+            PeerAddrs(
+                p.peer_id, usable_addrs(p.addrs, p.peer_id, allow_private=self._allow_private)
+            )
+            for p in peers
+        )
+        return [peer for peer in usable if peer.addrs]
 
     async def _query(self, peer: PeerAddrs, message: Message) -> Message | None:
         """The peer's answer; a peer without one leaves the table."""
         try:
-            return await query(self._host, self._protocol, peer, message)
+            async with self._turns.turn(peer.peer_id):
+                return await query(self._host, self._protocol, peer, message)
         except QueryFailed as error:
             log.debug("query to %s: %s", peer.peer_id, error)
             self._table.remove(peer.peer_id)
@@ -226,9 +250,7 @@ class Kad:
     # ------------------------------------------------------------ who is a server
 
     async def _probe(self, peer: PeerAddrs) -> bool:
-        """Ask a peer about itself; one that answers is a server, and enters the table as it
-        describes itself.
-        """
+        """Ask a peer about itself: if it answers it is a server, and enters the table."""
         try:
             key = parse_peer_id(peer.peer_id).to_bytes()
         except ConnectFailed:
@@ -236,11 +258,12 @@ class Kad:
         answer = await self._query(peer, Message(type=Message.FIND_NODE, key=key))
         if answer is None:
             return False
-        told = [
-            p for p in get_peers(answer.closerPeers, defaults.K + 1) if p.peer_id == peer.peer_id
-        ]
-        addrs = dict.fromkeys(addr for p in (*told, peer) for addr in p.addrs)
-        await self._table.add(PeerAddrs(peer.peer_id, tuple(addrs)[: defaults.MAX_PEER_ADDRS]))
+        named = self._reachable(get_peers(answer.closerPeers, defaults.K + 1))
+        told = next((known.addrs for known in named if known.peer_id == peer.peer_id), ())
+        worked = {addr for known in self._reachable([peer]) for addr in known.addrs}
+        # Behind a router or a name it does not know all its addresses: then ours stay too.
+        addrs = told if worked & set(told) else (*told, *peer.addrs)
+        await self._table.add(PeerAddrs(peer.peer_id, addrs[: defaults.MAX_PEER_ADDRS]))
         return True
 
     async def _probe_all(self, peers: Iterable[PeerAddrs]) -> int:
@@ -248,7 +271,8 @@ class Kad:
 
         async def probe(peer: PeerAddrs) -> None:
             nonlocal n_answered
-            n_answered += await self._probe(peer)
+            has_answered = await self._probe(peer)  # not in the sum: that would read it too early
+            n_answered += has_answered
 
         async with trio.open_nursery() as nursery:
             for peer in peers:
@@ -256,9 +280,7 @@ class Kad:
         return n_answered
 
     def _suspect(self, peer_id: str) -> None:
-        """Somebody queried us: find out soon whether it is a server too. Clients are asked once in
-        a while only.
-        """
+        """Somebody asked us: find out soon whether it is a server too, and if not, leave it be."""
         if self._table.has(peer_id) or self._not_servers.get(peer_id, 0.0) > self._clock():
             return
         while len(self._not_servers) >= defaults.MAX_TABLE_PEERS:

@@ -1,9 +1,8 @@
-"""Which DHT keys stand for what (docs/protocol.md, section 2). Start at `dht_key`. Pure: bytes and
-times in, keys out.
+"""Which DHT keys stand for what (docs/protocol.md, section 2). Start at `dht_key`.
 
-Keys change with the UTC day and are split over shards, so that no 20 peers carry a popular model
-for ever. Neither defends against forged records: those are hints, the signed objects fetched
-afterwards are what counts.
+Pure: names and times in, keys out. Keys change with the UTC day and are split over shards, so that
+no 20 peers carry a popular model for ever. Neither defends against forged records: those are hints,
+the signed objects fetched afterwards are what counts.
 """
 
 from __future__ import annotations

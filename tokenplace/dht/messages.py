@@ -69,9 +69,7 @@ class MessageDecoder:
         return not self._buffer
 
     def _decode_length(self) -> tuple[int, int] | None:
-        """The announced length and where the message starts: an unsigned LEB128 of at most three
-        bytes.
-        """
+        """The announced length and where its message starts: LEB128 of at most three bytes."""
         length = 0
         for index, byte in enumerate(self._buffer[:3]):
             length |= (byte & 0x7F) << (7 * index)
@@ -102,9 +100,7 @@ def put_peers(peers: Iterable[PeerAddrs], entries: Sequence[Message.Peer]) -> No
 
 
 def get_peers(entries: Iterable[Message.Peer], max_peers: int) -> list[PeerAddrs]:
-    """The first `max_peers` of a stranger's list, each with at most `MAX_PEER_ADDRS` addresses that
-    can be read.
-    """
+    """The first `max_peers` of a stranger's list, with the addresses of each."""
     peers = []
     for entry, _ in zip(entries, range(max_peers), strict=False):
         if 0 < len(entry.id) <= MAX_PEER_ID_BYTES:

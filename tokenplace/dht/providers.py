@@ -1,8 +1,8 @@
-"""What others asked this peer to remember: who provides which key. Start at `ProviderStore`. Pure:
-no clock, no I/O.
+"""What others asked this peer to remember: who provides which key. Start at `ProviderStore`.
 
-Differs from libp2p's store: records live 45 minutes instead of two days, nothing heard from others
-is cached, and a full key makes room by the most crowded network instead of refusing every newcomer.
+Pure: no clock, no I/O. Differs from libp2p's store: records live 45 minutes instead of two days,
+nothing heard from others is cached, and a full key makes room by the most crowded network instead
+of refusing every newcomer.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ class ProviderStore:
             self.remove(key, peer_id)
 
     def _make_room(self, key: bytes, newcomer: str) -> None:
-        """Drop the record closest to its expiry in the most crowded network, the newcomer counted
-        in.
-        """
+        """Drop the oldest record in the most crowded network, the newcomer counted in."""
         records = self._records[key]
         crowd = Counter(record.group for record in records.values())
         crowd[newcomer] += 1
@@ -100,9 +98,7 @@ class ProviderStore:
 
 
 def network_of(ip: str) -> str:
-    """The network that an attacker would have to leave: the /16 of an IPv4 address, the /32 of an
-    IPv6 one.
-    """
+    """The /16 of an IPv4 address, the /32 of an IPv6 one: what an attacker has to leave."""
     address = ipaddress.ip_address(ip)
     prefix = 16 if address.version == 4 else 32
     return str(ipaddress.ip_network((address, prefix), strict=False))

@@ -1,6 +1,4 @@
-"""One query to one peer, and the stream of queries from one peer. Start at `query` and
-`serve_stream`.
-"""
+"""One query to one peer, and a stream of queries from one. Start at `query`, `serve_stream`."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ class QueryFailed(Exception):
 
 
 async def query(host: PeerHost, protocol: str, peer: PeerAddrs, message: Message) -> Message:
-    """The answer of `peer` to `message`. Raises `QueryFailed`, after `QUERY_TIMEOUT_S` at the
-    latest.
+    """The answer of `peer` to `message`.
+
+    Raises `QueryFailed`, after `QUERY_TIMEOUT_S` at the latest.
     """
     try:
         with trio.fail_after(defaults.QUERY_TIMEOUT_S):
@@ -70,9 +69,7 @@ async def serve_stream(stream: PeerStream, answer: Callable[[Message], Message |
 
 
 async def _receive(stream: PeerStream, decoder: MessageDecoder) -> Message | None:
-    """The next message; None at the end of the stream. Raises `RemoteProtocolError` for half a
-    message.
-    """
+    """The next message, or None at the end. Raises `RemoteProtocolError` for half a message."""
     while (message := decoder.next_message()) is None:
         data = await stream.receive_some(RECEIVE_BYTES)
         if not data:

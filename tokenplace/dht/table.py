@@ -1,5 +1,4 @@
-"""The peers this one knows in the DHT: libp2p's routing table, with text for ids and addresses.
-Start at `PeerTable`.
+"""The peers this one knows in the DHT, in libp2p's routing table. Start at `PeerTable`.
 
 Differs from libp2p's use of it: an entry's addresses are replaced when the peer is seen again, and
 the number of entries is bounded. Who may enter is decided in `kad`: peers that answered a query as
@@ -25,8 +24,7 @@ class PeerTable:
         self._table = RoutingTable(ID.from_base58(host.peer_id), host.upstream)
 
     async def add(self, peer: PeerAddrs) -> None:
-        """Enter a peer that just answered, or renew its entry and addresses; a full table stays as
-        it is.
+        """Enter a peer that just answered, or renew its entry; a full table stays as it is.
 
         May wait: a bucket that can neither take nor split pings its oldest entry.
         """

@@ -36,8 +36,7 @@ class WalkResult:
 async def walk(
     key: bytes, seeds: Iterable[PeerAddrs], ask: Ask, *, me: str, deadline_s: float
 ) -> WalkResult:
-    """Ask ever closer peers until the `K` closest known ones have answered, or `deadline_s` have
-    passed.
+    """Ask ever closer peers until the `K` closest known ones have answered, or time is up.
 
     me: this peer's own id, which is never asked. Cancelling the walk is the way to stop it early.
     """
@@ -102,9 +101,7 @@ class _Walk:
         return sorted(self.known.values(), key=lambda peer: self._distances[peer.peer_id])
 
     def _frontier(self) -> list[PeerAddrs]:
-        """The `K` closest peers that have not failed: when all of them have answered, the walk is
-        over.
-        """
+        """The `K` closest peers that have not failed: once all of them answered, it is over."""
         return [peer for peer in self.by_distance() if peer.peer_id not in self.failed][
             : defaults.K
         ]

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Final
 
+from tokenplace.engine.batching import TokenBatcher
 from tokenplace.engine.confine import ParentGone, ParentPipe, enter_child
 from tokenplace.engine.llama import LlamaContext, LlamaModel, LoadError
 from tokenplace.engine.messages import (
@@ -21,6 +22,7 @@ from tokenplace.engine.messages import (
     LoadFailed,
     Ready,
     Submit,
+    ToWorker,
     from_value,
     to_value,
 )
@@ -65,22 +67,26 @@ def main() -> None:
 
 def serve(pipe: ParentPipe, scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int) -> None:
     """Answer the parent's messages until it is gone."""
+    batcher = TokenBatcher()
     while True:
         value = pipe.receive() if scheduler.is_idle else pipe.receive_nowait()
         events: list[FromWorker] = []
         while value is not None:
-            events += _take(value, scheduler, vocabulary, n_ctx)
+            message = from_value(value)
+            if isinstance(message, Cancel):
+                batcher.forget(message.request)
+            events += _take(message, scheduler, vocabulary, n_ctx)
             value = pipe.receive_nowait()
         if events:  # before the step: a newcomer's deadlines count from its `accepted`
             pipe.send(map(to_value, events))
-        if events := scheduler.step():
+        if events := batcher.put(scheduler.step(), time.monotonic()):
             pipe.send(map(to_value, events))
 
 
 def _take(
-    value: object, scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int
+    message: ToWorker | FromWorker, scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int
 ) -> list[FromWorker]:
-    match from_value(value):
+    match message:
         case Submit() as submit:
             sequence = admit(submit, vocabulary, n_ctx, time.monotonic())
             if isinstance(sequence, Sequence):
@@ -88,7 +94,7 @@ def _take(
             return [sequence]
         case Cancel(request):
             return scheduler.cancel(request)
-        case message:
+        case _:
             raise AssertionError(f"{type(message).__name__} is not for a worker")
 
 

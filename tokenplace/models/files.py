@@ -17,8 +17,9 @@ OnBlock = Callable[[int], None]
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path`: after a crash it holds the old or the new bytes. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a crashed process: it could have another mode
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

@@ -74,7 +74,7 @@ async def open_asking(
     cache = DirectoryCache(network, allow_private=allow_private, own_peers=own_peers)
     async with (
         open_host(throwaway_identity()) as host,
-        open_kad(host, network=network, server=False) as kad,
+        open_kad(host, network=network, server=False, allow_private=allow_private) as kad,
         open_background() as background,
     ):
         joiner = Joiner(host, kad, bootstrap)

@@ -51,7 +51,7 @@ async def open_serving(
     epochs = Epochs()
     async with (
         open_host(identity, listen=listen) as host,
-        open_kad(host, network=network, server=True) as kad,
+        open_kad(host, network=network, server=True, allow_private=allow_private) as kad,
         open_background() as background,
     ):
         joiner = Joiner(host, kad, bootstrap)

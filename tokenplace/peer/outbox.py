@@ -33,6 +33,7 @@ class Outbox:
         self._max_new = 1
         self._n_tokens = 0
         self._ticks_from: float | None = None
+        self._tokens_left_at = now
         self._ids: list[int] = []
         self._pieces: list[bytes] = []
         self._n_bytes = 0
@@ -74,7 +75,7 @@ class Outbox:
         if self._ticks_from is None:
             self._ticks_from = self.due_at = now
         elif not self._ids:
-            self.due_at = min(self.due_at, _next_tick(self._ticks_from, now))
+            self.due_at = min(self.due_at, self._next_tick(self._ticks_from, now))
         self._ids += tokens.ids
         self._pieces += tokens.pieces
         self._n_bytes += sum(map(len, tokens.pieces)) + len(tokens.ids) * _TOKEN_OVERHEAD_BYTES
@@ -91,6 +92,7 @@ class Outbox:
         self._accepted = b""
         if self._ids:
             parts.append(self._take_tokens())
+            self._tokens_left_at = now
         if self._ids:
             return b"".join(parts), False  # what is left is due at once: `due_at` stays
         self.due_at = now + defaults.HEARTBEAT_S
@@ -117,8 +119,15 @@ class Outbox:
         self._status = Alive(Phase.DECODE, min(1.0, self._n_tokens / self._max_new), 0)
         return frame
 
-
-def _next_tick(start: float, now: float) -> float:
-    """The first tick after `now`."""
-    n_ticks = math.floor((now - start) / defaults.TOKEN_TICK_S) + 1
-    return start + n_ticks * defaults.TOKEN_TICK_S
+    def _next_tick(self, start: float, now: float) -> float:
+        """When a token made now leaves: on the next tick, or at once if the last tick has just
+        passed unused. An engine that keeps the same ticks delivers a moment after each.
+        """
+        last = start + math.floor((now - start) / defaults.TOKEN_TICK_S) * defaults.TOKEN_TICK_S
+        is_unused = last - self._tokens_left_at > defaults.TOKEN_TICK_SLACK_S
+        if is_unused and now - last <= defaults.TOKEN_TICK_SLACK_S:
+            return now
+        tick = last + defaults.TOKEN_TICK_S
+        # By rounding the tick that has just been used may look like the next one.
+        is_used = tick - self._tokens_left_at < defaults.TOKEN_TICK_SLACK_S
+        return tick + defaults.TOKEN_TICK_S if is_used else tick

@@ -17,8 +17,9 @@ STREAM_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 class PeerStream(Protocol):
     """One bidirectional stream of bytes to one peer.
 
-    Every waiting method raises `trio.BrokenResourceError` when the stream was reset or the connection is gone, and
-    `trio.ClosedResourceError` after this side closed it. A reset by the other side may also look like the end.
+    Every waiting method raises `trio.BrokenResourceError` when the stream was reset or the
+    connection is gone, and `trio.ClosedResourceError` after this side closed it. A reset by the
+    other side may also look like the end.
     """
 
     @property
@@ -42,11 +43,16 @@ class PeerStream(Protocol):
         """Close orderly: what was sent arrives. Never raises."""
 
     async def reset(self) -> None:
-        """Drop the stream at once, both halves. Never raises, and runs even while being cancelled."""
+        """Drop the stream at once, both halves.
+
+        Never raises, and runs even while being cancelled.
+        """
 
 
 StreamHandler = Callable[[PeerStream], Awaitable[None]]
-"""Called in a task of its own for each inbound stream; the stream is reset when it raises, closed when it returns."""
+"""Called in a task of its own for each inbound stream; the stream is reset when it raises, closed
+when it returns.
+"""
 
 OpenStream = Callable[[], Awaitable[PeerStream]]
 """Opens a stream to a peer that was chosen before; raises `ConnectFailed`."""
