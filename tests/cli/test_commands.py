@@ -73,7 +73,7 @@ def test_aliases_are_shown_set_and_removed(tmp_path: Path) -> None:
         (["a b", "auto"], "cannot be an alias"),
         (["mine", "No Such!"], "neither a model's name"),
         (["mine"], "what shall it stand for"),
-        (["mine", "--remove"], "not in the user's own table"),
+        (["mine", "--remove"], "not an alias of this user's own"),
     ],
 )
 def test_bad_aliases_are_refused(arguments: list[str], problem: str, tmp_path: Path) -> None:

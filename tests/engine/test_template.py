@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import jinja2
+import psutil
 import pytest
 import trio
 from hypothesis import given
@@ -143,6 +144,15 @@ async def test_a_render_that_is_cancelled_leaves_no_answer_for_the_next() -> Non
         await renderer.start()
         with trio.move_on_after(0.01):
             await renderer.render((ChatMessage("user", "slow"),), TODAY)
+        assert await renderer.render(HELLO, TODAY) == (("hello", True),)
+
+
+async def test_a_child_that_something_else_ended_is_replaced_unnoticed() -> None:
+    async with open_renderer("{{ messages[0].content }}") as renderer:
+        await renderer.start()
+        (child,) = psutil.Process().children()
+        child.kill()
+        psutil.wait_procs([child])
         assert await renderer.render(HELLO, TODAY) == (("hello", True),)
 
 

@@ -65,6 +65,11 @@ class ChildProcess:
         """The child's process id."""
         return self._popen.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Has it not ended yet?"""
+        return self._popen.poll() is None
+
     async def send(self, frame: bytes) -> None:
         """Send one frame. Raises `ChildDied`."""
         try:

@@ -61,7 +61,12 @@ class TemplateRenderer:
     async def _ask(self, question: object) -> tuple[Segment, ...]:
         is_answered = False
         try:
-            child = self._child or await self._start_child()
+            child = self._child
+            if (
+                child is None or not child.is_running
+            ):  # something else ended it: no template's fault
+                await self.aclose()
+                child = await self._start_child()
             with trio.move_on_after(defaults.RENDER_TIMEOUT_S):
                 await child.send(encode_frame(question))
                 segments, reason = await child.receive()
