@@ -1,0 +1,203 @@
+"""Every number of docs/protocol.md, and where the code has it. Start at `NUMBERS`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tokenplace import defaults
+from tokenplace.generation import SamplingParams
+from tokenplace.models.syntax import MAX_NAME_CHARS
+from tokenplace.peer import gen1
+from tokenplace.router import policy
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+HOUR_S: Final = 3600
+MINUTE_S: Final = 60
+USUAL: Final = SamplingParams()
+
+# A phrase of docs/protocol.md that stands there once, `#` for each number; then the numbers.
+NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
+    # 1. Transport
+    ("if its handshake takes over # s", (defaults.UPGRADE_TIMEOUT_S,)),
+    ("first window of # KiB on a stream", (defaults.STREAM_WINDOW_BYTES / KIB,)),
+    ("has sent # MiB that nobody has read", (defaults.MAX_UNREAD_BYTES / MIB,)),
+    ("a yamux ping unanswered for # s", (defaults.KEEPALIVE_TIMEOUT_S,)),
+    ("takes no byte for # s. At most", (defaults.WRITE_STALL_S,)),
+    ("At most # inbound streams", (defaults.MAX_INBOUND_STREAMS,)),
+    ("holds at most # connections", (defaults.MAX_CONNECTIONS,)),
+    # 2. Names and DHT keys
+    ("**name** is 1 to # characters", (MAX_NAME_CHARS,)),
+    ("| `donors` | empty | # |", (defaults.DONORS_SHARDS,)),
+    ("| `model` | the name | # |", (defaults.MODEL_SHARDS,)),
+    ("| `artifact` | 64 hex digits | # |", (defaults.MODEL_SHARDS,)),
+    ("from #:00 on, under tomorrow's too", (24 - defaults.ANNOUNCE_AHEAD_S / HOUR_S,)),
+    ("length as LEB128, at most # KiB", (defaults.MAX_DHT_MESSAGE_BYTES / KIB,)),
+    ("K = #, and a requester has at most # questions", (defaults.K, defaults.ALPHA)),
+    (
+        "the first # addresses count, of at most # bytes each",
+        (defaults.MAX_PEER_ADDRS, defaults.MAX_ADDR_BYTES),
+    ),
+    (
+        "A record lives # min; a donor announces again every # min",
+        (defaults.PROVIDER_TTL_S / MINUTE_S, defaults.ANNOUNCE_EVERY_S / MINUTE_S),
+    ),
+    (
+        "at most # records a key, # keys a provider and # records;",
+        (
+            defaults.MAX_PROVIDERS_PER_KEY,
+            defaults.MAX_KEYS_PER_PROVIDER,
+            defaults.MAX_PROVIDER_RECORDS,
+        ),
+    ),
+    (
+        "serves at most # streams, of one peer at most #, none for longer than # s",
+        (
+            defaults.MAX_DHT_STREAMS,
+            defaults.MAX_DHT_STREAMS_PER_PEER,
+            defaults.DHT_STREAM_LIFETIME_S,
+        ),
+    ),
+    ("A question is given # s.", (defaults.QUERY_TIMEOUT_S,)),
+    ("At most # a peer, those it signed", (defaults.MAX_ADDRS,)),
+    # 3. Signed objects and the directory
+    ("`/tokenplace/keys` | # h |", (defaults.KEYS_LIFETIME_S / HOUR_S,)),
+    ("`/tokenplace/offer` | # min |", (defaults.OFFER_LIFETIME_S / MINUTE_S,)),
+    ("`/tokenplace/live` | # s |", (defaults.LIVE_LIFETIME_S,)),
+    ("the time (± # min)", (defaults.CLOCK_SKEW_S / MINUTE_S,)),
+    ("# s later its load figures are void", (defaults.LIVE_LIFETIME_S,)),
+    ("Objects over # KiB are refused", (defaults.MAX_ADVERT_BYTES / KIB,)),
+    ("`keys` = list (at most #)", (defaults.MAX_KEYS,)),
+    ("`public` (bytes, at most #)", (defaults.MAX_PUBLIC_KEY_BYTES,)),
+    (
+        "at most # multiaddrs as text of at most # characters",
+        (defaults.MAX_ADDRS, defaults.MAX_ADDR_CHARS),
+    ),
+    ("`models` = list (at most #)", (defaults.MAX_OFFERED_MODELS,)),
+    ("`profile` (at most # characters)", (defaults.MAX_PROFILE_CHARS,)),
+    ("`n_ctx` (at most #)", (defaults.MAX_N_CTX,)),
+    (
+        "`features` (at most # texts of at most # characters",
+        (defaults.MAX_FEATURES, defaults.MAX_FEATURE_CHARS),
+    ),
+    ("0 if unknown, at most #)", (defaults.MAX_TPS,)),
+    ("Made anew at most every # s", (defaults.LIVE_REFRESH_S,)),
+    ("msgpack map` of at most # KiB: {`op`", (defaults.MAX_DIRECTORY_QUERY_BYTES / KIB,)),
+    ("`max`: 1 to #}", (defaults.MAX_DIRECTORY_ENTRIES,)),
+    ("msgpack list` of at most # KiB", (defaults.MAX_DIRECTORY_ANSWER_BYTES / KIB,)),
+    ("is not there within # s, is answered", (defaults.DIRECTORY_READ_TIMEOUT_S,)),
+    (
+        "A peer serves at most # streams, of one peer at most #, and gives an asker # s",
+        (
+            defaults.DIRECTORY_STREAMS,
+            defaults.DIRECTORY_STREAMS_PER_PEER,
+            defaults.DIRECTORY_WRITE_TIMEOUT_S,
+        ),
+    ),
+    # 4. The sealed request
+    ("`length(4) ‖ sealed`, length at most #.", (defaults.MAX_REQUEST_FRAME_BYTES,)),
+    (
+        "power of two, at least # KiB, at most # MiB;",
+        (defaults.MIN_PADDED_BYTES / KIB, defaults.MAX_PADDED_BYTES / MIB),
+    ),
+    (
+        "a new one every # s; the current one and the # before it are accepted",
+        (defaults.EPOCH_S, defaults.EPOCHS_KEPT),
+    ),
+    (
+        "that is each for # minutes",
+        ((1 + defaults.EPOCHS_KEPT) * defaults.EPOCH_S / MINUTE_S,),
+    ),
+    ("JSON, gen/1 (section 7), at most # MiB", (defaults.MAX_BODY_BYTES / MIB,)),
+    # 5. The answer
+    ("`0 ‖ length(2) ‖ msgpack map` of at most # KiB", (defaults.MAX_REFUSAL_BYTES / KIB,)),
+    (
+        "zeros` to a multiple of #, at most # KiB in all",
+        (defaults.CHUNK_PAD_BYTES, defaults.MAX_CHUNK_BYTES / KIB),
+    ),
+    ("`message` (at most # characters", (defaults.MAX_ERROR_MESSAGE_CHARS,)),
+    ("`accepted` comes first, once, within # s", (defaults.ACCEPT_TIMEOUT_S,)),
+    ("`max_tokens` (# if it named none)", (defaults.MAX_NEW_TOKENS,)),
+    ("on a grid of # ms", (defaults.TOKEN_TICK_S * 1000,)),
+    ("at most # MiB of token bytes", (defaults.MAX_ANSWER_BYTES / MIB,)),
+    ("sends `alive` every # s", (defaults.HEARTBEAT_S,)),
+    (
+        "gives up after # s without a byte, # s to connect",
+        (defaults.IDLE_TIMEOUT_S, defaults.CONNECT_TIMEOUT_S),
+    ),
+    ("the first token is due #", (defaults.FIRST_TOKEN_ETA_FACTOR,)),
+    ("eta + # s after `accepted`", (defaults.FIRST_TOKEN_GRACE_S,)),
+    ("at least one token every # s", (defaults.PROGRESS_TIMEOUT_S,)),
+    ("The whole answer takes at most # s", (defaults.MAX_EXCHANGE_S,)),
+    (
+        "A donor waits # s for the whole request, then resets the stream, and # s for a requester",
+        (defaults.REQUEST_TIMEOUT_S, defaults.WRITE_TIMEOUT_S),
+    ),
+    # 7. gen/1 and tp/1
+    ("nested at most # deep", (gen1.MAX_DEPTH,)),
+    ("A body over # MiB gets `too_big`", (defaults.MAX_BODY_BYTES / MIB,)),
+    ("| `messages` | 1 to #", (defaults.MAX_MESSAGES,)),
+    ("| `max_tokens` | integer 1 to # |", (defaults.MAX_NEW_TOKENS,)),
+    ("| number 0 to 2 | # |", (USUAL.temperature,)),
+    ("| integer 0 to #; 0 keeps all | # |", (defaults.MAX_TOP_K, USUAL.top_k)),
+    ("0 < p ≤ 1 | # |", (USUAL.top_p,)),
+    ("| `min_p` | number 0 to 1 | # |", (USUAL.min_p,)),
+    (
+        "at most # strings of 1 to # bytes",
+        (defaults.MAX_STOP_STRINGS, defaults.MAX_STOP_STRING_BYTES),
+    ),
+    ("min(`max_tokens`, #,", (defaults.MAX_NEW_TOKENS,)),
+    (
+        "render within # s, # MiB of memory and # MiB of text",
+        (
+            defaults.RENDER_TIMEOUT_S,
+            defaults.RENDER_MEMORY_BYTES / MIB,
+            defaults.MAX_RENDERED_BYTES / MIB,
+        ),
+    ),
+    ("more than # bytes for each token of context", (defaults.MAX_PROMPT_BYTES_PER_TOKEN,)),
+    # 8. Error codes
+    ("no connection or stream within # s", (defaults.CONNECT_TIMEOUT_S,)),
+    ("| path | yes | no byte for # s |", (defaults.IDLE_TIMEOUT_S,)),
+    # 9. Fairness bucket
+    (
+        "Default: # running and # queued requests and # open streams a bucket",
+        (defaults.RUNNING_PER_BUCKET, defaults.QUEUED_PER_BUCKET, defaults.OPEN_PER_BUCKET),
+    ),
+    ("With # running a new request", (defaults.RUNNING_PER_BUCKET,)),
+    (
+        "# queued, # open streams, and # MiB for requests of more than # KiB",
+        (
+            defaults.MAX_QUEUED,
+            defaults.MAX_OPEN_EXCHANGES,
+            defaults.MAX_LARGE_REQUESTS_BYTES / MIB,
+            defaults.SMALL_REQUEST_BYTES / KIB,
+        ),
+    ),
+    ("gets `busy` with `retry_after_s` #.", (defaults.BUSY_RETRY_AFTER_S,)),
+    # 11. Choosing a donor
+    (
+        "A + # ÷ prefill speed + round trip; to the end = that + A, with A = # ÷ decode",
+        (policy.EXPECTED_PROMPT_TOKENS, policy.EXPECTED_ANSWER_TOKENS),
+    ),
+    ("from a `live` that came from itself within # s", (defaults.LIVE_LIFETIME_S,)),
+    (
+        "counts as # (prefill) and # (decode) tokens/s; more than # and # is not believed",
+        (
+            policy.UNKNOWN_PREFILL_TPS,
+            policy.UNKNOWN_DECODE_TPS,
+            policy.MAX_CREDIBLE_PREFILL_TPS,
+            policy.MAX_CREDIBLE_DECODE_TPS,
+        ),
+    ),
+    ("whose time to the end is within #", (policy.NEAR_EQUAL_FACTOR,)),
+    (
+        "whose first token comes within # s and whose decode speed is at least # tokens/s",
+        (policy.GOOD_FIRST_TOKEN_S, policy.GOOD_DECODE_TPS),
+    ),
+    ("At most # donors are asked", (defaults.MAX_ATTEMPTS,)),
+    (
+        "a sign of life # s later, then after twice as long each time, at most # s",
+        (defaults.DONOR_RETRY_S, defaults.DONOR_RETRY_MAX_S),
+    ),
+]
