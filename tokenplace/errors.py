@@ -263,6 +263,11 @@ class ConfigError(TokenplaceError):
 
     code, http_status, scope = ErrorCode.CONFIG, 500, Scope.SELF
 
+    @property
+    def user_text(self) -> str:
+        """What is wrong and what to do about it; the class's sentence would add nothing."""
+        return " ".join(part for part in (self.detail, self.hint) if part) or super().user_text
+
 
 DONOR_ERRORS: dict[ErrorCode, type[TokenplaceError]] = {
     error.code: error

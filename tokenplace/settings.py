@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tokenplace import defaults
 from tokenplace.errors import ConfigError
@@ -22,7 +23,7 @@ def default_home() -> Path:
     return platformdirs.user_data_path("tokenplace", appauthor=False)
 
 
-_NETWORK_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Settings:
     api_port: 0 picks a free one. has_api: whether the local API is served.
     allow_private: dial addresses of private networks that strangers name.
     n_threads: compute threads for all models together; None takes every core.
+    n_ctx: tokens of context of each model; None leaves it to the model, at most
+    `defaults.DEFAULT_N_CTX`.
     """
 
     home: Path
@@ -50,7 +53,6 @@ class Settings:
     allow_private: bool = False
     n_threads: int | None = None
     n_ctx: int | None = None
-    models_dir: Path = field(default=Path())
 
     def check(self) -> None:
         """Raises `ConfigError` for what no peer could run with."""
@@ -58,6 +60,11 @@ class Settings:
             raise ConfigError(
                 f"--network {self.network!r} is not the name of a network.",
                 hint="Use 1 to 32 of a-z, 0-9 and '-'; the public network is called main.",
+            )
+        if not self.has_api and not self.is_serving:
+            raise ConfigError(
+                "With --no-api and nothing to serve there is nothing to do.",
+                hint="Add --donate MODEL or --serve, or leave --no-api out.",
             )
 
     @property
@@ -70,6 +77,11 @@ class Settings:
         """The Unix socket through which `tokenplace peer status` talks to the running peer."""
         return self.home / "control.sock"
 
+    @property
+    def models_dir(self) -> Path:
+        """Where model files are kept."""
+        return models_dir_of(self.home)
+
     def threads_per_model(self) -> int:
         """Compute threads for each donated model: engines that share cores slow each other down."""
         n_threads = self.n_threads or os.cpu_count() or 1
@@ -78,4 +90,4 @@ class Settings:
 
 def models_dir_of(home: Path) -> Path:
     """Where model files are kept: `TOKENPLACE_MODELS_DIR`, else inside the home."""
-    return Path(os.environ.get("TOKENPLACE_MODELS_DIR") or home / "models")
+    return Path(os.environ.get("TOKENPLACE_MODELS_DIR") or home / "models").expanduser()

@@ -180,16 +180,33 @@ async def test_malformed_http_is_refused(request_head: str) -> None:
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-async def test_other_protocols_than_http_1_are_refused() -> None:
-    host = "Host: 127.0.0.1:{port}\r\n"
-    websocket = (
-        "GET /v1/models HTTP/1.1\r\n" + host + "Connection: Upgrade\r\nUpgrade: websocket\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+@pytest.mark.parametrize("after", [b"", bytes(9), b"\xff" * 500])
+async def test_http_2_is_refused_and_the_connection_ends(after: bytes) -> None:
+    async with serving() as address:
+        answer = await raw_exchange(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + after)
+    assert parse(answer) == (505, "http_version_not_supported")
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        "Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+        "Upgrade: websocket",
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ],
+)
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://127.0.0.1:{port}", 200), ("https://evil.example", 403)]
+)
+async def test_upgrades_are_ignored(upgrade: str, origin: str, status: int) -> None:
+    head = (
+        f"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:{{port}}\r\nOrigin: {origin}\r\n"
+        f"Connection: upgrade, close\r\n{upgrade}\r\n\r\n"
     )
     async with serving() as address:
-        port = port_of(address)
-        answer = await raw_exchange(address, websocket.format(port=port).encode())
-    assert answer.startswith(b"HTTP/1.1 403")
+        answer = await raw_exchange(address, head.format(port=port_of(address)).encode())
+    assert parse(answer)[0] == status
 
 
 async def test_http_2_never_reaches_the_app(autojump_clock: trio.testing.MockClock) -> None:

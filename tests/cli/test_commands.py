@@ -122,8 +122,36 @@ def test_the_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("up = 3", "up is not a section"),
+        ("[nonsense]", "no command is called 'nonsense'"),
+        ("[up]\napiport = 1", "up has no option 'apiport'"),
+        ('[up]\ndonate = "tiny"', "donate must be a list"),
+        ("[up]\napi_port = [1]", "api_port must be one value"),
+        ("[peer]\nstatus = 1", "peer.status is not a section"),
+        ("[peer.status]\njson = true", "peer.status has no option 'json'"),
+    ],
+)
+def test_what_the_config_file_cannot_set_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    said = refused(run("models", "list", home=tmp_path, config=str(config)))
+    assert said.startswith(f"error: {config}: ")
+    assert problem in said
+
+
+def test_a_log_level_that_does_not_exist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENPLACE_LOG", "loud")
+    assert "WARNING" in refused(run("up", home=tmp_path))
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
+        (["--no-api"], "nothing to do"),
         (["--bootstrap", "nonsense"], "nonsense"),
         (["--listen", "/ip4/127.0.0.1/udp/1"], "not an address to listen on"),
         (["--network", "Ma in"], "network"),

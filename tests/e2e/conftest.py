@@ -21,6 +21,14 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _models_dir(tiny_model: Path) -> Iterator[None]:
+    """Every peer finds the model there, with `make test` and without: none is fetched anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENPLACE_MODELS_DIR", str(tiny_model.parent))
+        yield
+
+
 @pytest.fixture(scope="session")
 def network(short_folder: Path, tiny_model: Path) -> Iterator[Network]:
     """A bootstrap peer, two donors, one peer that asks; nobody may harm it."""

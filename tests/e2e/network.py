@@ -34,6 +34,10 @@ class Network:
         self.donors: list[PeerProcess] = []
         self.asker: PeerProcess | None = None
 
+    @property
+    def api_port(self) -> int:
+        return int(self.api.split(":")[2].split("/")[0])
+
     def run(self, work: Callable[..., Awaitable[ResultT]], *args: object) -> ResultT:
         return trio.from_thread.run(work, *args, trio_token=self._token)
 

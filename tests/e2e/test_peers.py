@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from tests.e2e.network import MODEL, Network, wait_for
-from tokenplace.cli.processes import LOOPBACK, is_offering, open_peers
+from tokenplace.cli.processes import LOOPBACK, PeerFailed, is_offering, open_peers
+from tokenplace.cli.status import short
 
 pytestmark = pytest.mark.slow
 TOKENPLACE = [sys.executable, "-m", "tokenplace", "--config", os.devnull]
@@ -87,6 +88,48 @@ async def test_a_donor_answers_its_own_apps_with_nobody_else_on_earth(
         assert answer.headers["x-tokenplace-accepted-by"] == "self"
 
 
+async def test_a_stopped_peer_ends_in_order_whatever_it_was_doing(
+    short_folder: Path, tiny_model: Path
+) -> None:
+    folder = short_folder / "stopped"
+    folder.mkdir()
+    async with open_peers(folder) as peers, httpx.AsyncClient(timeout=60) as client:
+        peer = await peers.start(
+            "peer", "--donate", MODEL, "--listen", LOOPBACK, "--api-port", "0", "--threads", "1"
+        )
+        status = await peer.wait(is_offering)
+        asked = {"model": MODEL, "prompt": "One,", "max_tokens": 2000, "ignore_eos": True}
+        url = f"{status['api']['url']}/completions"
+        async with client.stream("POST", url, json=asked | {"stream": True}) as response:
+            lines = response.aiter_lines()
+            assert (await anext(lines)).startswith("data: ")
+            peer.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):  # never a quiet end
+                _ = [line async for line in lines]
+        # The last resort after 4.8 s would show as a signal.
+        assert await peer.process.wait() == 0
+        assert "Traceback" not in peer.output
+        assert not (peer.home / "control.sock").exists()
+
+
+async def test_a_file_that_is_no_model_leaves_the_peer_up(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = short_folder / "noise"
+    folder.mkdir()
+    (folder / "noise.gguf").write_bytes(b"no model")
+    monkeypatch.chdir(folder)
+    async with open_peers(folder) as peers:
+        peer = await peers.start("peer", "--donate", "noise.gguf", "--listen", LOOPBACK, "--no-api")
+        with pytest.raises(PeerFailed, match="not a GGUF file"):
+            await peer.wait(is_offering)
+        status = await peer.wait(lambda s: s["models"])
+        assert status["models"][0]["state"] == "failed"
+        assert "noise.gguf is not offered: " in peer.output
+        shown = await trio.to_thread.run_sync(run, "peer", "status", "--home", str(peer.home))
+        assert "not a GGUF file" in shown.stdout
+
+
 def test_one_home_holds_one_running_peer(network: Network) -> None:
     assert network.asker is not None
     second = run("up", "--home", str(network.asker.home), "--api-port", "0")
@@ -107,7 +150,7 @@ def test_status_shows_the_network_to_people_and_programs(network: Network) -> No
     assert network.asker is not None
     donor = network.donors[0]
     text = run("peer", "status", "--home", str(network.asker.home)).stdout
-    assert network.status(donor)["peer_id"] in text
+    assert short(network.status(donor)["peer_id"]) in text
     assert MODEL in text
     data = json.loads(run("peer", "status", "--json", "--home", str(donor.home)).stdout)
     assert data["models"][0]["state"] == "offered"
@@ -120,9 +163,12 @@ def test_chat_asks_through_the_running_peer(network: Network) -> None:
     talk = run("chat", "Say hello.", "--model", MODEL, "--home", str(network.asker.home))
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout.strip()
-    unknown = run("chat", "Hello.", "--model", "nobody", "--home", str(network.asker.home))
-    assert unknown.returncode == 1
-    assert "nobody" in unknown.stderr
+    for arguments in (["Hello.", "--model", "nobody"], ["\udcff"]):
+        refused = run("chat", *arguments, "--home", str(network.asker.home))
+        assert refused.returncode == 1
+        assert refused.stdout == "", "only answers go to stdout"
+        assert refused.stderr.startswith("error: ")
+        assert "Traceback" not in refused.stderr
 
 
 def test_the_demo_answers_once_through_the_network(tiny_model: Path) -> None:

@@ -13,7 +13,13 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
-from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YAMUX_HEADER_FORMAT, Yamux
+from libp2p.stream_muxer.yamux.yamux import (
+    FLAG_SYN,
+    TYPE_DATA,
+    TYPE_PING,
+    YAMUX_HEADER_FORMAT,
+    Yamux,
+)
 from multiaddr import Multiaddr
 
 from tests.peer.hosts import (
@@ -211,6 +217,26 @@ async def test_a_connection_whose_closing_is_cancelled_closes_its_socket(
 async def reset_at_once(stream: PeerStream) -> None:
     await stream.receive_some(1)
     await stream.reset()
+
+
+PINGS = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, 7) * 5000
+
+
+async def test_who_leaves_behind_many_pings_is_gone_at_once() -> None:
+    async with open_echo_host() as host:
+        async with open_asking_host() as attacker:
+            await attacker.connect(host.peer_id, host.addrs())
+            await muxer_of(attacker._swarm).secured_conn.write(PINGS)
+        await wait_until(lambda: not host.connections())
+
+
+async def test_stock_keeps_who_leaves_behind_many_pings() -> None:
+    async with open_stock_host() as host:
+        async with open_asking_host() as attacker:
+            await attacker.connect(str(host.get_id()), stock_addrs(host))
+            await muxer_of(attacker._swarm).secured_conn.write(PINGS)
+        await trio.sleep(1)
+        assert stock_swarm(host).get_connections()
 
 
 async def test_a_reset_is_not_an_end() -> None:

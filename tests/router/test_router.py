@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -44,6 +45,10 @@ REQUEST = GenerateRequest(
 )
 
 
+def open_engine(engine: FakeEngine) -> FakeEngine:
+    return engine
+
+
 class FixedRoutes:
     """Routes to fake engines, in order of preference."""
 
@@ -58,7 +63,7 @@ class FixedRoutes:
         return [
             Route(
                 Candidate(f"donor-{n}", "a" * 64, "", n, 0, 100.0, 10.0, 0.01, True),
-                engine,
+                partial(open_engine, engine),
             )
             for n, engine in enumerate(self.engines)
         ]

@@ -33,8 +33,6 @@ class Guard:
         self._body_timeout_s = body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})
         refusal = refuse_by_head(scope)
         if refusal is None:
             body = await self._read_body(receive)

@@ -17,12 +17,12 @@ from typing import Any, cast
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
 
 from tokenplace.api_shim.connection import Connection
+from tokenplace.api_shim.http1 import Http1Server
 from tokenplace.api_shim.listen import listen_on_loopback, unix_listener
 from tokenplace.defaults import (
     API_IDLE_TIMEOUT_S,
@@ -104,7 +104,7 @@ class _Server:
         connection = Connection(stream, self._write_timeout_s)
         connection.end_by(self._end_at)
         self._open.add(connection)
-        http = TCPServer(
+        http = Http1Server(
             self._app, self._config, self._context, ConnectionState({}), cast(Any, connection)
         )
         try:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Entry point of the `tokenplace` command."""
-    from tokenplace.cli.app import app
+    """Entry point of the `tokenplace` command.
 
-    app()
+    Every error of every command ends up here and becomes a line for the person: no traceback.
+    """
+    try:
+        from tokenplace.cli.app import app
+
+        app()
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        from tokenplace.cli.output import explain
+
+        explain(error)

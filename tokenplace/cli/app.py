@@ -3,15 +3,16 @@ instant."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from tokenplace import __version__, defaults
+from tokenplace.cli.config import load_config
 from tokenplace.cli.output import fail
-from tokenplace.settings import Settings, default_home, models_dir_of
+from tokenplace.settings import Settings, default_home
 
 app = typer.Typer(
     name="tokenplace",
@@ -57,16 +58,12 @@ def read_config(
     ] = False,
 ) -> None:
     """Use LLMs that others donate, or donate yours: one peer, no central relay."""
-    path = config or default_home() / "config.toml"
+    assert isinstance(context.command, TyperGroup)
     try:
-        context.default_map = tomllib.loads(path.read_text("utf-8"))
+        context.default_map = load_config(config or default_home() / "config.toml", context.command)
     except FileNotFoundError:
         if config is not None:
             fail(f"{config}: no such file")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        fail(f"{path}: not valid TOML: {error}", "mend or remove the file")
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
 
 
 @app.command()
@@ -128,11 +125,10 @@ def up(
     """Run a peer: the local API, and with --donate also the models you give to others."""
     from tokenplace.cli.up import run_up
 
-    where = home_of(home)
     settings = Settings(
-        home=where,
+        home=home_of(home),
         network=network,
-        donate=tuple(donate or ()),
+        donate=tuple(dict.fromkeys(donate or ())),
         bootstrap=tuple(bootstrap or ()),
         listen=tuple(listen or ()),
         serve=serve,
@@ -141,7 +137,6 @@ def up(
         allow_private=allow_private,
         n_threads=threads,
         n_ctx=ctx,
-        models_dir=models_dir_of(where),
     )
     run_up(settings, may_fetch=yes, until_eof=until_eof)
 

@@ -1,22 +1,27 @@
-"""`tokenplace chat`: talk to a model through the running peer's own API."""
+"""`tokenplace chat`: talk to a model through the running peer's own API. Start at `run_chat`.
+
+Only answers go to stdout; everything else a person sees goes to stderr.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import fail, say
+from tokenplace.cli.output import CommandFailed, fail, say
 
 # The peer gives up on a silent donor long before this; it only guards against a peer that hangs.
 ANSWER_TIMEOUT_S: Final = 120.0
+PROMPT_SIGN: Final = "> "
 
 
-class ChatFailed(Exception):
+class ChatFailed(CommandFailed):
     """The answer did not come, or not wholly; the text says why."""
 
 
@@ -25,42 +30,67 @@ def run_chat(home: Path, model: str, prompt: str | None) -> None:
     api = ask_peer(home, "/status")["api"]
     if api is None:
         fail("the running peer serves no API", "start it without --no-api")
+    if prompt is None and sys.stdin.isatty():
+        _converse(api["url"], model)
+    else:
+        _turn(api["url"], model, [], sys.stdin.read() if prompt is None else prompt)
+
+
+def _converse(api: str, model: str) -> None:
+    """Turn after turn until end of input, whatever becomes of each."""
     messages: list[dict[str, str]] = []
+    say("Ctrl-C stops an answer, Ctrl-D ends the conversation.")
+    while (line := _next_line()) is not None:
+        if not line.strip():
+            continue
+        try:
+            messages = _turn(api, model, messages, line)
+        except ChatFailed as error:
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            say("(stopped)")
+
+
+def _next_line() -> str | None:
+    """What the person types next; None when they are done."""
     try:
-        if prompt is not None or not sys.stdin.isatty():
-            _turn(api["url"], model, messages, prompt if prompt is not None else sys.stdin.read())
-            return
-        say("Ctrl-D ends the conversation.")
-        while True:
-            try:
-                line = input("> ")
-            except EOFError:
-                return
-            if line.strip():
-                _talk(api["url"], model, messages, line)
-    except ChatFailed as error:
-        fail(str(error))
-    except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            return input(PROMPT_SIGN)
+        print(PROMPT_SIGN, end="", file=sys.stderr, flush=True)
+        return input()
+    except (EOFError, KeyboardInterrupt):
         say("")
+        return None
 
 
-def _talk(api: str, model: str, messages: list[dict[str, str]], line: str) -> None:
-    """One turn of a conversation that goes on whatever becomes of the turn."""
+def _turn(api: str, model: str, messages: list[dict[str, str]], text: str) -> list[dict[str, str]]:
+    """Ask the conversation with `text` added, print the answer as it comes; the conversation then.
+
+    Raises `ChatFailed`.
+    """
+    asked = [*messages, {"role": "user", "content": _valid(text)}]
+    pieces = []
     try:
-        _turn(api, model, messages, line)
-    except ChatFailed as error:
-        messages.pop()
-        say(f"error: {error}")
-    except KeyboardInterrupt:
-        messages.pop()
-        say("\n(stopped)")
+        for piece in _answer(api, {"model": model, "messages": asked, "stream": True}):
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+    finally:
+        if pieces:
+            print(flush=True)
+    return [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def _turn(api: str, model: str, messages: list[dict[str, str]], text: str) -> None:
-    """Send the conversation with `text` added, print the answer as it comes, remember it."""
-    messages.append({"role": "user", "content": text})
-    body = {"model": model, "messages": messages, "stream": True}
-    answer = []
+def _valid(text: str) -> str:
+    """The text, if it is Unicode: a terminal or a pipe may hand over any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ChatFailed("the text is not valid UTF-8") from None
+    return text
+
+
+def _answer(api: str, body: dict[str, Any]) -> Iterator[str]:
+    """The pieces of an answer's text. Raises `ChatFailed`."""
     try:
         with httpx.stream(
             "POST", f"{api}/chat/completions", json=body, timeout=ANSWER_TIMEOUT_S
@@ -70,20 +100,19 @@ def _turn(api: str, model: str, messages: list[dict[str, str]], text: str) -> No
             for event in _events(response):
                 for choice in event["choices"]:
                     if piece := choice["delta"].get("content"):
-                        answer.append(piece)
-                        print(piece, end="", flush=True)
+                        yield piece
     except httpx.HTTPError as error:
         raise ChatFailed(f"the peer broke off ({type(error).__name__})") from error
-    finally:
-        print(flush=True)
-    messages.append({"role": "assistant", "content": "".join(answer)})
 
 
-def _events(response: httpx.Response) -> Any:
-    """The events of an answer; raises `ChatFailed` for an error event."""
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The events of an answer that comes whole. Raises `ChatFailed` if it does not."""
     for line in response.iter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
+        if line == "data: [DONE]":
+            return
+        if line.startswith("data: "):
             event = json.loads(line.removeprefix("data: "))
             if "error" in event:
                 raise ChatFailed(event["error"]["message"])
             yield event
+    raise ChatFailed("the answer ended before it was whole")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -20,9 +19,9 @@ import trio
 import typer
 
 from tokenplace.cli.models import ensure_model
-from tokenplace.cli.output import fail, say
-from tokenplace.cli.processes import PeerFailed, PeerGroup, PeerProcess, is_offering, open_peers
-from tokenplace.errors import first_error
+from tokenplace.cli.output import INTERRUPTED, CommandFailed, say
+from tokenplace.cli.processes import PeerGroup, PeerProcess, is_offering, open_peers
+from tokenplace.cli.stopping import until_signal
 from tokenplace.models.catalogue import DEFAULT_MODEL
 from tokenplace.settings import default_home, models_dir_of
 
@@ -30,7 +29,7 @@ ANSWER_TIMEOUT_S: Final = 120.0
 MAX_ANSWER_TOKENS: Final = 200
 
 
-class DemoFailed(Exception):
+class DemoFailed(CommandFailed):
     """The demo cannot go on; the text says why."""
 
 
@@ -76,24 +75,11 @@ class Demo:
     async def _ask(self, api: str, donors: list[PeerProcess]) -> None:
         """Ask as any app would, print the answer as it streams, then who gave it."""
         say(f"> {self.prompt}\n")
-        body = {
-            "model": DEFAULT_MODEL.name,
-            "messages": [{"role": "user", "content": self.prompt}],
-            "max_tokens": MAX_ANSWER_TOKENS,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
         answer = _Answer()
-        async with (
-            httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S) as client,
-            client.stream("POST", f"{api}/chat/completions", json=body) as response,
-        ):
-            if response.status_code != 200:
-                problem = json.loads(await response.aread())["error"]["message"]
-                raise DemoFailed(f"the API answered {response.status_code}: {problem}")
-            donor_id = response.headers.get("x-tokenplace-accepted-by", "")
-            async for line in response.aiter_lines():
-                answer.take(line)
+        try:
+            donor_id = await self._stream(f"{api}/chat/completions", answer)
+        except httpx.HTTPError as error:
+            raise DemoFailed(f"the local API broke off: {type(error).__name__}") from error
         print(flush=True)
         if not answer.is_done or answer.first_s is None:
             raise DemoFailed(answer.problem or "the answer ended before it was whole")
@@ -107,6 +93,26 @@ class Demo:
             f"{answer.first_s * 1000:.0f} ms, {answer.n_tokens} tokens at "
             f"{answer.speed_tps:.0f} tokens/s"
         )
+
+    async def _stream(self, url: str, answer: _Answer) -> str:
+        """Put the streamed answer into `answer`; the peer id of the donor that accepted."""
+        body = {
+            "model": DEFAULT_MODEL.name,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "max_tokens": MAX_ANSWER_TOKENS,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        async with (
+            httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S) as client,
+            client.stream("POST", url, json=body) as response,
+        ):
+            if response.status_code != 200:
+                problem = json.loads(await response.aread())["error"]["message"]
+                raise DemoFailed(f"the API answered {response.status_code}: {problem}")
+            async for line in response.aiter_lines():
+                answer.take(line)
+            return str(response.headers.get("x-tokenplace-accepted-by", ""))
 
 
 @dataclass
@@ -158,20 +164,9 @@ Ctrl-C ends it."""
     )
 
 
-async def _run_until_signal(demo: Demo, folder: Path) -> None:
-    """Run the demo until it ends or a signal says so."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch_signals() -> None:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    say("\nstopping ...")
-                    nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch_signals)
-        async with open_peers(folder) as peers:
-            await demo.run(peers)
-        nursery.cancel_scope.cancel()
+async def _run(demo: Demo, folder: Path) -> None:
+    async with until_signal(), open_peers(folder) as peers:
+        await demo.run(peers)
 
 
 def run_demo(
@@ -182,11 +177,5 @@ def run_demo(
     ensure_model(home, models_dir_of(home), DEFAULT_MODEL.name, may_fetch=True)
     demo = Demo(prompt, n_donors, api_port, n_threads or os.cpu_count() or 1, once)
     with tempfile.TemporaryDirectory(prefix="tokenplace-demo-") as folder:
-        try:
-            trio.run(_run_until_signal, demo, Path(folder))
-        except* (DemoFailed, PeerFailed) as group:
-            fail(str(first_error(group)))
-        except* httpx.HTTPError as group:
-            fail(f"the local API broke off: {type(first_error(group)).__name__}")
-    # 130: ended by Ctrl-C before there was an answer
-    raise typer.Exit(0 if demo.is_answered else 130)
+        trio.run(_run, demo, Path(folder))
+    raise typer.Exit(0 if demo.is_answered else INTERRUPTED)

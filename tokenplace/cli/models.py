@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +11,6 @@ import trio
 import typer
 
 from tokenplace.cli.output import console, fail, human_bytes, say
-from tokenplace.errors import TokenplaceError, first_error
 from tokenplace.models.catalogue import CATALOGUE, catalogue_model
 from tokenplace.models.names import DEFAULT_ALIASES, ModelNames
 from tokenplace.models.store import ModelStore
@@ -33,8 +31,7 @@ def ensure_model(home: Path, models_dir: Path, name: str, *, may_fetch: bool) ->
     """
     known = catalogue_model(name)
     store = ModelStore(models_dir, TableFile(home))
-    with _errors_for_people():
-        is_here = store.path_of(name) is not None
+    is_here = store.path_of(name) is not None
     if is_here or Path(name).expanduser().is_file():
         return
     if known is None:
@@ -58,20 +55,19 @@ def list_models(home: Path) -> None:
     rows = Table(box=box.SIMPLE, pad_edge=False)
     for column in ("name", "parameters", "size", "sha256", "on this machine"):
         rows.add_column(column)
-    with _errors_for_people():
-        own = table.read().models
-        sizes = {m.name: m.size_bytes for m in CATALOGUE} | {
-            name: model.size_bytes for name, model in own.items()
-        }
-        for model in ModelNames(table.read()).known:
-            path = store.path_of(model.name)
-            rows.add_row(
-                model.name,
-                f"{model.n_params / 1e9:.2g} B" if model.n_params else "?",
-                human_bytes(sizes[model.name]),
-                model.artifact[:12],
-                str(path) if path else f"no (tokenplace models pull {model.name})",
-            )
+    own = table.read().models
+    sizes = {m.name: m.size_bytes for m in CATALOGUE} | {
+        name: model.size_bytes for name, model in own.items()
+    }
+    for model in ModelNames(table.read()).known:
+        path = store.path_of(model.name)
+        rows.add_row(
+            model.name,
+            f"{model.n_params / 1e9:.2g} B" if model.n_params else "?",
+            human_bytes(sizes[model.name]),
+            model.artifact[:12],
+            str(path) if path else f"no (tokenplace models pull {model.name})",
+        )
     console().print(rows)
 
 
@@ -82,13 +78,11 @@ def pull_model(home: Path, source: str, name: str | None, *, may_fetch: bool) ->
     store = ModelStore(models_dir_of(home), TableFile(home))
     if catalogue_model(source) is not None:
         ensure_model(home, store.models_dir, source, may_fetch=may_fetch)
-        with _errors_for_people():
-            print(store.path_of(source))
+        print(store.path_of(source))
         return
-    with _errors_for_people():
-        described = trio.run(store.describe, source, name)
-        say(f"{described.name}: sha256 {described.artifact}")
-        _confirm(f"Fetch {human_bytes(described.size_bytes)}", may_fetch)
+    described = trio.run(store.describe, source, name)
+    say(f"{described.name}: sha256 {described.artifact}")
+    _confirm(f"Fetch {human_bytes(described.size_bytes)}", may_fetch)
     model = _run_with_progress(
         described.name, lambda progress: store.pull(source, described.name, progress)
     )
@@ -98,32 +92,22 @@ def pull_model(home: Path, source: str, name: str | None, *, may_fetch: bool) ->
 def edit_aliases(home: Path, alias: str | None, target: str | None, *, remove: bool) -> None:
     """Show the table of aliases, or change one entry of it."""
     table = TableFile(home)
-    with _errors_for_people():
-        if alias is None:
-            for name, stands_for in sorted(ModelNames(table.read()).aliases.items()):
-                note = "" if name in table.read().aliases else "  (built in)"
-                print(f"{name} -> {stands_for}{note}")
-        elif remove:
-            table.remove_alias(alias)
-            if alias in DEFAULT_ALIASES:
-                say(f"{alias} stands for {DEFAULT_ALIASES[alias]} again")
-        elif target is None:
-            fail("what shall it stand for?", "tokenplace models alias NAME TARGET")
-        elif not is_alias(alias):
-            fail(f"{alias!r} cannot be an alias", "letters, digits and . _ : / -, at most 128")
-        elif not is_target(target):
-            fail(f"{target!r} is neither a model's name, nor NAME@sha256:HEX, nor auto")
-        else:
-            table.put_alias(alias, target)
-
-
-@contextmanager
-def _errors_for_people() -> Iterator[None]:
-    """Turns our own errors into one line and exit status 1."""
-    try:
-        yield
-    except TokenplaceError as error:
-        fail(error.detail or str(error), error.hint)
+    if alias is None:
+        for name, stands_for in sorted(ModelNames(table.read()).aliases.items()):
+            note = "" if name in table.read().aliases else "  (built in)"
+            print(f"{name} -> {stands_for}{note}")
+    elif remove:
+        table.remove_alias(alias)
+        if alias in DEFAULT_ALIASES:
+            say(f"{alias} stands for {DEFAULT_ALIASES[alias]} again")
+    elif target is None:
+        fail("what shall it stand for?", "tokenplace models alias NAME TARGET")
+    elif not is_alias(alias):
+        fail(f"{alias!r} cannot be an alias", "letters, digits and . _ : / -, at most 128")
+    elif not is_target(target):
+        fail(f"{target!r} is neither a model's name, nor NAME@sha256:HEX, nor auto")
+    else:
+        table.put_alias(alias, target)
 
 
 def _confirm(question: str, may_fetch: bool) -> None:
@@ -157,9 +141,5 @@ def _run_with_progress(name: str, work: Callable[[OnProgress], Awaitable[ResultT
                 bar.update(task, completed=n_done, total=n_bytes)
 
             return trio.run(work, on_progress)
-    except* TokenplaceError as group:
-        error = first_error(group)
-        assert isinstance(error, TokenplaceError)
-        fail(error.detail or str(error), error.hint)
     except* KeyboardInterrupt:
         fail("interrupted", "the same command goes on where it ended")

@@ -4,12 +4,24 @@ can be acted on."""
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
 
+from tokenplace.errors import TokenplaceError, first_error
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+INTERRUPTED: Final = 130  # as a shell reports a command that Ctrl-C ended
+TABLE_WIDTH: Final = 240  # characters; the widest row, with a long path, is about 200
+PACKAGE: Final = Path(__file__).resolve().parent.parent
+
+
+class CommandFailed(Exception):
+    """A command cannot go on; the text says why."""
 
 
 def say(text: str) -> None:
@@ -19,18 +31,64 @@ def say(text: str) -> None:
 
 def fail(problem: str, *hints: str) -> NoReturn:
     """End the command with exit status 1: what went wrong, then what to do about it."""
+    _say_error(problem, *hints)
+    raise typer.Exit(1)
+
+
+def explain(error: BaseException) -> NoReturn:
+    """End the process with what `error`, which no command has handled, means to a person."""
+    error = first_error(error)
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    if isinstance(error, CommandFailed):
+        _say_error(str(error))
+    elif isinstance(error, TokenplaceError):
+        _say_error(error.detail or str(error), error.hint)
+    elif isinstance(error, OSError):
+        reason = error.strerror or type(error).__name__
+        _say_error(f"{error.filename}: {reason}" if error.filename else reason)
+    else:
+        # Without the error's own text, which may hold a prompt.
+        _say_error(
+            f"a fault in tokenplace itself: {type(error).__name__} at {place_of(error)}",
+            "please report this line",
+        )
+    sys.exit(1)
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of our own code that `error` came through last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    if not own:
+        return "an unknown place"
+    return f"{Path(own[-1].filename).relative_to(PACKAGE.parent)}:{own[-1].lineno}"
+
+
+def _say_error(problem: str, *hints: str) -> None:
     say(f"error: {problem}")
     for hint in hints:
         if hint:
             say(f"  {hint}")
-    raise typer.Exit(1)
 
 
 def console() -> Console:
-    """Where tables go: stdout, as wide as they need where no terminal limits them."""
+    """Where tables go: stdout, as wide as they need. A narrow terminal breaks their lines, for a
+    name or a path cut short would be worth nothing.
+    """
     from rich.console import Console  # here: `--help` must not pay for it
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+    return Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
+
+
+def human_seconds(seconds: float) -> str:
+    """A time as people say it: "42 s", "3 min", "5 h 10 min", "2 d 4 h"."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86_400)
+    if not minutes:
+        return f"{seconds:.0f} s"
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
 
 
 def human_bytes(n_bytes: int) -> str:

@@ -20,6 +20,8 @@ from typing import Any, Final
 import httpx
 import trio
 
+from tokenplace.cli.output import CommandFailed
+
 LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
 START_TIMEOUT_S: Final = 60.0  # loading a small model on a busy machine of one core
 STOP_TIMEOUT_S: Final = 4.0  # Ctrl-C is promised to end everything within 5 s
@@ -30,7 +32,7 @@ INHERITED: Final = frozenset({"TOKENPLACE_MODELS_DIR", "TOKENPLACE_LOG"})
 Status = dict[str, Any]
 
 
-class PeerFailed(Exception):
+class PeerFailed(CommandFailed):
     """A peer's process ended or did not get ready; the text says which and why."""
 
 

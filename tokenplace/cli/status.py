@@ -1,18 +1,28 @@
-"""`tokenplace peer status` and `peer invite`: what the running peer says of itself, for people."""
+"""`tokenplace peer status` and `peer invite`: what the running peer says of itself, for people.
+
+Start at `show_status`. Peers are named by the end of their ids, as all ids begin alike; `--json`
+has them whole.
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import console, fail, say
+from tokenplace.cli.output import console, fail, human_seconds, say
+from tokenplace.node.addresses import Reach, reach_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+Status = dict[str, Any]
+ID_END_CHARS: Final = 10
+LABEL_CHARS: Final = 16
+UNKNOWN: Final = "?"
 
 
 def show_status(home: Path, *, as_json: bool, with_requests: bool) -> None:
@@ -20,119 +30,179 @@ def show_status(home: Path, *, as_json: bool, with_requests: bool) -> None:
     status = ask_peer(home, "/status")
     if as_json:
         print(json.dumps(status, indent=2))
-        return
-    screen = console()
-    _print_peer(screen, status)
-    _print_models(screen, status["models"])
-    _print_donors(screen, status["donors"])
-    if with_requests:
-        _print_requests(screen, status["requests"])
+    else:
+        print_status(console(), status, with_requests=with_requests)
 
 
 def show_invite(home: Path) -> None:
     """Print the line with which somebody else joins through the peer that runs in `home`."""
-    addresses = ask_peer(home, "/status")["addresses"]
-    if not addresses:
+    status = ask_peer(home, "/status")
+    if not status["is_serving"]:
         fail(
             "this peer does not listen, so nobody can join through it",
             "start it with --serve or --donate MODEL",
         )
-    best = min(addresses, key=_distance)
+    if not status["addresses"]:
+        fail("this peer is still starting", "try again in a few seconds")
+    best = farthest(status["addresses"])
     print(f"tokenplace up --bootstrap {best}")
-    if _distance(best) == 2:
+    if reach_of(best) is Reach.THIS_MACHINE:
         say("this address works only on this machine")
-    elif _distance(best) == 1:
+    elif reach_of(best) is Reach.LOCAL_NETWORK:
         say("this address works only in the local network")
 
 
-def _distance(addr: str) -> int:
-    """From how far away an address can be reached: 0 everywhere, 1 local network, 2 this
-    machine."""
-    parts = addr.split("/")
-    try:
-        ip = ipaddress.ip_address(parts[2])
-    except ValueError:
-        return 0  # a DNS name
-    return 2 if ip.is_loopback else 1 if ip.is_private else 0
+def farthest(addresses: list[str]) -> str:
+    """The address that can be reached from farthest away; of equals the first."""
+    return min(addresses, key=reach_of)
 
 
-def _print_peer(screen: Console, status: dict[str, Any]) -> None:
-    screen.print(f"[bold]peer[/] {status['peer_id'] or 'asks only, under a throw-away identity'}")
-    screen.print(f"  home           {status['home']}")
-    screen.print(f"  network        {status['network']}")
-    screen.print(f"  up             {status['uptime_s']:.0f} s")
-    screen.print(f"  API            {status['api']['url'] if status['api'] else 'none'}")
-    for number, addr in enumerate(status["addresses"]):
-        screen.print(f"  {'addresses' if not number else '':14} {addr}")
-    screen.print(f"  reachability   {status['reachability']}")
-    screen.print(f"  bootstrap      {status['join']['text']}")
+def short(peer_id: str) -> str:
+    """A peer id that people can tell from others."""
+    return peer_id if len(peer_id) <= ID_END_CHARS else f"…{peer_id[-ID_END_CHARS:]}"
+
+
+def print_status(screen: Console, status: Status, *, with_requests: bool) -> None:
+    """Lay out a whole status."""
+    for label, text in _facts(status):
+        screen.print(f"{label:{LABEL_CHARS}}{text}", markup=False)
+    if status["models"]:
+        _print_models(screen, status["models"])
+    if status["donors"]:
+        _print_donors(screen, status["donors"])
+    if with_requests:
+        _print_requests(screen, status["requests"])
+
+
+def _facts(status: Status) -> Iterator[tuple[str, str]]:
+    """Lines of label and text; a line that goes on the one before has no label."""
+    yield "peer", _identity(status)
+    yield "home", status["home"]
+    yield "network", f"{status['network']}: {status['join']['text']}"
     for peer in status["join"]["peers"]:
-        screen.print(f"                 {peer['addr']}: {peer['state']}")
-    screen.print(f"  connections    {len(status['connections'])}")
+        if peer["problem"]:
+            yield "", f"{peer['addr']}: {peer['problem']}"
+    yield "up", human_seconds(status["uptime_s"])
+    yield "API", status["api"]["url"] if status["api"] else "none"
+    for number, addr in enumerate(status["addresses"]):
+        yield "" if number else "addresses", addr
+    yield "reachability", status["reachability"]
+    yield "routing table", _count(status["routing_table"]["n_peers"], "peer")
+    yield "connections", str(len(status["connections"]))
     for connection in status["connections"]:
-        direction, peer_id = connection["direction"], connection["peer_id"]
-        screen.print(f"                 {direction:3} {peer_id} {connection['remote_addr']}")
-    screen.print(f"  routing table  {status['routing_table']['n_peers']} peers")
+        way = {"in": "from", "out": "to  "}[connection["direction"]]
+        yield "", f"{way} {short(connection['peer_id'])}  {connection['remote_addr']}"
+    if announced := status["announced"]:
+        n_keys = _count(announced["n_keys"], "key")
+        yield "announced", f"{n_keys} in the DHT, {announced['n_confirmed']} confirmed by others"
+    if status["is_serving"] and (exchanges := status["exchanges"]):
+        yield "served", _served(exchanges)
+    if not status["donors"]:
+        yield "donors known", "none yet"
+
+
+def _identity(status: Status) -> str:
+    if status["peer_id"]:
+        return str(status["peer_id"])
+    return "starting" if status["is_serving"] else "asks only, under a throw-away identity"
+
+
+def _served(exchanges: Status) -> str:
+    return (
+        f"{_count(exchanges['served'], 'answer')}, {_count(exchanges['tokens'], 'token')}; "
+        f"{exchanges['open']} open, {exchanges['failed']} failed, "
+        f"{exchanges['cancelled']} cancelled"
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _print_models(screen: Console, models: list[Status]) -> None:
+    table = _table("models offered here", "model", "state", *_FIGURES_OF_MODELS)
+    for m in models:
+        table.add_row(
+            m["name"],
+            _state(m),
+            _figure(m["n_ctx"]),
+            _speed(m["decode_tps"]),
+            str(m["n_running"]),
+            str(m["n_queued"]),
+        )
+    screen.print(table)
+    for m in models:
+        if m["reason"]:
+            screen.print(f"{m['name']}: {m['reason']}", markup=False)
+
+
+def _state(model: Status) -> str:
+    restarts = f", {_count(model['restarts'], 'restart')}" if model["restarts"] else ""
+    return f"{model['state']}{restarts}"
+
+
+def _print_donors(screen: Console, donors: list[Status]) -> None:
+    table = _table("donors known", "donor", "models", *_FIGURES_OF_DONORS)
+    for d in donors:
+        table.add_row(
+            short(d["peer_id"]),
+            ", ".join(d["models"]),
+            UNKNOWN if d["rtt_ms"] is None else f"{d['rtt_ms']:.0f} ms",
+            _figure(d["queue"]),
+            _speed(d["decode_tps"]),
+            _seen(d),
+        )
+    screen.print(table)
+
+
+def _print_requests(screen: Console, requests: list[Status]) -> None:
+    table = _table("latest requests", "model", "donor", "outcome", *_FIGURES_OF_REQUESTS)
+    for r in requests:
+        first_s = r["first_token_s"]
+        table.add_row(
+            r["model"],
+            short(r["donor"]),
+            r["outcome"],
+            str(r["number"] + 1),
+            "" if first_s is None else f"{first_s * 1000:.0f} ms",
+            str(r["n_tokens"]),
+            human_seconds(r["total_s"]),
+        )
+    screen.print(table)
+
+
+_FIGURES_OF_MODELS: Final = ("context", "tokens/s", "running", "queued")
+_FIGURES_OF_DONORS: Final = ("round trip", "queue", "tokens/s", "heard")
+_FIGURES_OF_REQUESTS: Final = ("try", "first token", "tokens", "took")
+_FIGURES: Final = {*_FIGURES_OF_MODELS, *_FIGURES_OF_DONORS, *_FIGURES_OF_REQUESTS}
 
 
 def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, justify="right" if column in _FIGURES else "left")
     return table
 
 
-def _print_models(screen: Console, models: list[dict[str, Any]]) -> None:
-    if not models:
-        return
-    table = _table(
-        "models offered here", "name", "state", "context", "running", "queued", "tokens/s"
-    )
-    for m in models:
-        state = m["state"] + (f": {m['reason']}" if m["reason"] else "")
-        table.add_row(
-            m["name"],
-            state,
-            str(m["n_ctx"] or ""),
-            str(m["n_running"]),
-            str(m["n_queued"]),
-            f"{m['decode_tps']:.0f}",
-        )
-    screen.print(table)
+def _figure(value: int | None) -> str:
+    return UNKNOWN if value is None else str(value)
 
 
-def _print_donors(screen: Console, donors: list[dict[str, Any]]) -> None:
-    if not donors:
-        screen.print("  donors         none known yet")
-        return
-    table = _table("donors known", "peer", "models", "round trip", "queue", "tokens/s", "seen")
-    for d in donors:
-        table.add_row(
-            d["peer_id"],
-            ", ".join(d["models"]),
-            "?" if d["rtt_ms"] is None else f"{d['rtt_ms']:.0f} ms",
-            "?" if d["queue"] is None else str(d["queue"]),
-            "?" if d["decode_tps"] is None else f"{d['decode_tps']:.0f}",
-            _seen(d),
-        )
-    screen.print(table)
+def _speed(tokens_per_s: float | None) -> str:
+    return f"{tokens_per_s:.0f}" if tokens_per_s else UNKNOWN
 
 
-def _seen(donor: dict[str, Any]) -> str:
+def _seen(donor: Status) -> str:
     if donor["is_failed"]:
-        return "failed, resting"
+        return "failed, rests"
     age_s = donor["live_age_s"]
-    return "by others only" if age_s is None else f"{age_s:.0f} s ago"
-
-
-def _print_requests(screen: Console, requests: list[dict[str, Any]]) -> None:
-    table = _table("latest requests", "model", "donor", "try", "outcome", "first token", "tokens")
-    for r in requests:
-        first = "" if r["first_token_s"] is None else f"{r['first_token_s'] * 1000:.0f} ms"
-        table.add_row(
-            r["model"], r["donor"], str(r["number"] + 1), r["outcome"], first, str(r["n_tokens"])
-        )
-    screen.print(table)
+    return "from others" if age_s is None else f"{human_seconds(age_s)} ago"

@@ -171,7 +171,8 @@ class Joiner:
             plural = "peer" if n_known == 1 else "peers"
             return JoinStatus(JoinState.JOINED, f"joined, {n_known} {plural} known", {})
         if not self.peers:
-            text = f"alone: {self.bootstrap.source} names no other peer, and nobody has called yet"
+            source = self.bootstrap.source
+            text = f"alone: {source} names no other peer, and no serving peer has called yet"
             return JoinStatus(JoinState.ALONE, text, {})
         if not self._n_rounds:
             return JoinStatus(JoinState.JOINING, f"joining through {self.bootstrap.source}", {})

@@ -74,7 +74,7 @@ class Donations:
     def own_models(self) -> Sequence[OwnModel]:
         """The same, for this peer's own router."""
         return [
-            OwnModel(offered, d.engine, lambda engine=d.engine: engine.load.n_queued)  # type: ignore[misc]
+            OwnModel(offered, d.engine, d.engine.load.n_queued)
             for d in self.all
             if (offered := d.offered) and d.engine
         ]
@@ -110,7 +110,8 @@ class Donations:
                 donation.state = DonationState.OFFERED
                 self.say(
                     f"donating {file.name}: context {engine.info.n_ctx}, "
-                    f"{engine.load.decode_tps:.0f} tokens/s with {n_threads} threads"
+                    f"{engine.load.decode_tps:.0f} tokens/s on {n_threads} "
+                    f"thread{'' if n_threads == 1 else 's'}"
                 )
                 await trio.sleep_forever()
         except* TokenplaceError as group:

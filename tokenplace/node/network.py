@@ -5,7 +5,6 @@ Imported only when the local API is up, because libp2p takes most of a second to
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -18,10 +17,11 @@ from tokenplace.dht.messages import PeerAddrs
 from tokenplace.models.names import ModelNames
 from tokenplace.models.store import ModelStore
 from tokenplace.models.table import TableFile
+from tokenplace.node.addresses import Reach, reach_of
 from tokenplace.node.asking import Asking, open_asking
-from tokenplace.node.donating import Donations
+from tokenplace.node.donating import Donations, DonationState
 from tokenplace.node.node import LateRoutes, Node
-from tokenplace.node.serving import Serving, open_serving
+from tokenplace.node.serving import open_serving
 from tokenplace.peer.identity import load_or_create_identity
 from tokenplace.router.routes import NetworkRoutes
 from tokenplace.settings import Settings
@@ -71,7 +71,8 @@ async def open_network(
         nursery.start_soon(
             donations.serve, model, store, settings.threads_per_model(), settings.n_ctx
         )
-    nursery.start_soon(_say_joined, node.asking or node.serving, say)
+    if node.joiner is not None:
+        nursery.start_soon(_say_joined, node.joiner, say)
 
 
 async def _open_asking_half(
@@ -99,30 +100,22 @@ def may_dial_private(settings: Settings, bootstrap: BootstrapList) -> bool:
     Yes if the person said so, or joins through such an address, and then is in that network anyway.
     """
     return settings.allow_private or any(
-        is_private(addr) for peer in bootstrap.peers for addr in peer.addrs
+        reach_of(addr) is not Reach.INTERNET for peer in bootstrap.peers for addr in peer.addrs
     )
-
-
-def is_private(addr: str) -> bool:
-    """Is this multiaddr one of a private network or of this machine?"""
-    try:
-        return ipaddress.ip_address(addr.split("/")[2]).is_private
-    except ValueError:
-        return False  # a DNS name
 
 
 def why_nobody(node: Node) -> str:
     """Why a search found no donor, in words for the app's user."""
-    status = node.asking.joiner.status() if node.asking else None
+    loading = [d.name for d in node.donations if d.state is DonationState.LOADING]
+    if loading:
+        return f"This peer is still loading {', '.join(loading)}."
+    status = node.joiner.status() if node.joiner else None
     if status is None or status.state is JoinState.JOINED:
         return ""
     return f"This peer is {status.text}."
 
 
-async def _say_joined(half: Asking | Serving | None, say: Callable[[str], None]) -> None:
-    if half is None:
-        return
-    joiner: Joiner = half.joiner
+async def _say_joined(joiner: Joiner, say: Callable[[str], None]) -> None:
     if not joiner.peers:
         say(
             f"no peer known: {joiner.bootstrap.source} names none. Join through somebody with "

@@ -35,6 +35,7 @@ from tokenplace.settings import Settings
 if TYPE_CHECKING:
     # These import libp2p or llama.cpp, which takes most of a second: `open_node` loads them when
     # the API is up.
+    from tokenplace.dht.bootstrap import Joiner
     from tokenplace.node.asking import Asking
     from tokenplace.node.donating import Donation, Donations
     from tokenplace.node.serving import Serving
@@ -63,6 +64,14 @@ class Node:
     def donations(self) -> Sequence[Donation]:
         """The models donated here, loading and failed ones too."""
         return self.all_donations.all if self.all_donations else ()
+
+    @property
+    def joiner(self) -> Joiner | None:
+        """Who knows how joining goes: of a peer that serves, its serving half, because the asking
+        half joins through that one too.
+        """
+        half = self.serving or self.asking
+        return half.joiner if half else None
 
     @property
     def attempts(self) -> Sequence[Attempt]:

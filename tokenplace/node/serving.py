@@ -13,7 +13,7 @@ from tokenplace.dht.announce import Announcer, open_announcer
 from tokenplace.dht.bootstrap import BootstrapList, Joiner
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
-from tokenplace.dht.finder import open_finder
+from tokenplace.dht.finder import Finder, open_finder
 from tokenplace.dht.kad import Kad, open_kad
 from tokenplace.node.donating import Donations
 from tokenplace.peer.admission import Admission
@@ -34,6 +34,8 @@ class Serving:
     kad: Kad
     joiner: Joiner
     donor: Donor
+    finder: Finder
+    announcer: Announcer
 
 
 @asynccontextmanager
@@ -83,7 +85,7 @@ async def open_serving(
         background.start_soon(joiner.run)
         # Not the directory of the asking half: that one would show what this user looks for.
         async with (
-            open_finder(host, kad, joiner, cache, network=network),
+            open_finder(host, kad, joiner, cache, network=network) as finder,
             open_announcer(announcer, kad),
         ):
-            yield Serving(host, kad, joiner, donor)
+            yield Serving(host, kad, joiner, donor, finder, announcer)

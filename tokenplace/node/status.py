@@ -6,51 +6,69 @@ answer.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tokenplace.node.addresses import Reach, reach_of
 
 if TYPE_CHECKING:
     from tokenplace.dht.bootstrap import Joiner
     from tokenplace.dht.donors import DonorStatus
+    from tokenplace.node.asking import Asking
     from tokenplace.node.donating import Donation
     from tokenplace.node.node import Node
     from tokenplace.node.serving import Serving
-    from tokenplace.peer.host import PeerHost
+    from tokenplace.peer.host import ConnectionInfo
+
+
+_REACHED_FROM: Final = {
+    Reach.INTERNET: "reached from the internet",
+    Reach.LOCAL_NETWORK: "reached from the local network, from outside not yet",
+    Reach.THIS_MACHINE: "reached from this machine only, so far",
+}
 
 
 def status_of(node: Node, now: float) -> dict[str, Any]:
     """The whole status at `now` (unix seconds)."""
     serving, asking = node.serving, node.asking
-    hosts = [half.host for half in (serving, asking) if half is not None]
-    half = serving or asking
+    half, finding = serving or asking, asking or serving
+    connections = _connections(serving, asking)
     return {
         "version": node.version,
         "pid": node.pid,
         "home": str(node.settings.home),
         "network": node.settings.network,
         "uptime_s": now - node.started_at,
+        "is_serving": node.settings.is_serving,
         "peer_id": serving.host.peer_id if serving else None,
         "addresses": serving.host.addrs() if serving else [],
-        "reachability": _reachability(serving.host if serving else None),
+        "reachability": _reachability(node, connections),
         "api": {"url": node.api_url} if node.api_url else None,
-        "join": _join(half.joiner if half else None),
-        "connections": [
-            dataclasses.asdict(connection) for host in hosts for connection in host.connections()
-        ],
+        "join": _join(node.joiner),
+        "connections": [dataclasses.asdict(connection) for connection in connections],
         "routing_table": {"n_peers": half.kad.n_peers() if half else 0},
+        "announced": _announced(serving),
         "exchanges": _exchanges(serving),
         "models": [_model(donation) for donation in node.donations],
-        "donors": [_donor(known) for known in (asking.finder.status() if asking else ())],
+        "donors": [_donor(known) for known in (finding.finder.status() if finding else ())],
         "requests": [dataclasses.asdict(attempt) for attempt in node.attempts],
     }
 
 
-def _reachability(host: PeerHost | None) -> str:
-    if host is None:
+def _connections(*halves: Serving | Asking | None) -> list[ConnectionInfo]:
+    """Connections of both halves to other peers, without the one between them."""
+    hosts = [half.host for half in halves if half is not None]
+    own = {host.peer_id for host in hosts}
+    return [c for host in hosts for c in host.connections() if c.peer_id not in own]
+
+
+def _reachability(node: Node, connections: Sequence[ConnectionInfo]) -> str:
+    if not node.settings.is_serving:
         return "asks only: does not listen, so nobody needs to reach it"
-    n_inbound = sum(connection.direction == "in" for connection in host.connections())
-    if n_inbound:
-        return f"reached: {n_inbound} peers are connected from outside"
-    return "not known yet: nobody has connected so far"
+    inbound = [reach_of(c.remote_addr) for c in connections if c.direction == "in"]
+    if not inbound:
+        return "not known yet: nobody has connected so far"
+    return _REACHED_FROM[min(inbound)]
 
 
 def _join(joiner: Joiner | None) -> dict[str, Any]:
@@ -58,11 +76,19 @@ def _join(joiner: Joiner | None) -> dict[str, Any]:
         return {"state": "starting", "text": "starting", "peers": []}
     status = joiner.status()
     peers = [
-        {"addr": f"{addr}/p2p/{peer.peer_id}", "state": status.reasons.get(peer.peer_id, "")}
+        {"addr": f"{addr}/p2p/{peer.peer_id}", "problem": status.reasons.get(peer.peer_id, "")}
         for peer in joiner.peers
         for addr in peer.addrs
     ]
     return {"state": status.state, "text": status.text, "peers": peers}
+
+
+def _announced(serving: Serving | None) -> dict[str, int] | None:
+    """How far the DHT knows of this donor: keys to stand under, and those that others confirmed."""
+    status = serving.announcer.status() if serving else None
+    if status is None or not status.models:
+        return None
+    return {"n_keys": status.n_keys, "n_confirmed": status.n_confirmed}
 
 
 def _exchanges(serving: Serving | None) -> dict[str, int]:

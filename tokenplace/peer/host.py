@@ -108,7 +108,10 @@ def _listen_addr(text: str) -> Multiaddr:
     try:
         require_free_port(str(addr.value_for_protocol(kind)), int(addr.value_for_protocol("tcp")))
     except OSError as error:
-        raise ConfigError(f"{text}: cannot be listened on: {error.strerror}.") from error
+        raise ConfigError(
+            f"{text}: cannot be listened on: {error.strerror}.",
+            hint="Choose another address with --listen; port 0 takes any free one.",
+        ) from error
     return addr
 
 

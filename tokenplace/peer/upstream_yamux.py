@@ -12,6 +12,8 @@ Start at `MendedYamux`; `MendedUpgrader` makes libp2p use it. Mended, each with 
   ended well; one that this side reset left its own reader waiting for ever.
 - **streams** The number of inbound streams was not limited.
 - **socket** A connection whose closing was cancelled kept its socket open.
+- **broken write** After a failed write the reader went on with what it had, at 100 frames a second:
+  64 KiB of pings held a connection open for a minute after its peer had left.
 
 Known and left: a writer whose window stays empty polls every 10 ms and fails after 5 s. Readers
 must drain promptly.
@@ -123,7 +125,11 @@ class MendedYamux(Yamux):
 
     async def _write_frame(self, data: bytes) -> None:
         with trio.move_on_after(defaults.WRITE_STALL_S, shield=True) as stall:
-            await super()._write_frame(data)
+            try:
+                await super()._write_frame(data)
+            except Exception as error:  # of TCP or of Noise: neither can be gone on with
+                await self._drop()
+                raise RawConnError("the connection is broken") from error
         if stall.cancelled_caught:
             log.debug("no byte went out to %s in time", self.peer_id)
             await self._drop()

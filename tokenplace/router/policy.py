@@ -33,8 +33,8 @@ class Candidate:
     """A way to answer: one donor with one artifact of an acceptable model.
 
     donor: peer id; empty for this peer's own engine. rank: place of the model in the user's order,
-    0 first.
-    queue: requests ahead. prefill_tps, decode_tps: tokens/s, 0 if unknown. rtt_s: None if unknown.
+    0 first. queue: requests ahead. prefill_tps, decode_tps: tokens/s, 0 if unknown. rtt_s: None if
+    unknown.
     """
 
     donor: str
@@ -61,8 +61,7 @@ def expected_first_token_s(candidate: Candidate) -> float:
 
 
 def expected_total_s(candidate: Candidate) -> float:
-    """Score: expected seconds to the end of an answer of `EXPECTED_ANSWER_TOKENS`; lower is
-    better."""
+    """Seconds to the end of an answer of `EXPECTED_ANSWER_TOKENS`: the score, lower is better."""
     return expected_first_token_s(candidate) + _answer_s(candidate)
 
 
@@ -72,9 +71,8 @@ def choose(
     """Pick whom to ask next among the donors not tried yet; None when nobody is left.
 
     The own engine goes first, then the best model of the user's order. Among donors that are about
-    equally good two are drawn at random and the better
-    wins: always taking the best would herd all requesters onto one donor, and reward the boldest
-    liar.
+    equally good two are drawn at random and the better wins: always taking the best would herd all
+    requesters onto one donor, and reward the boldest liar.
     """
     left = [c for c in candidates if c.donor not in tried]
     own = [c for c in left if c.is_own]

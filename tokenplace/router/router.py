@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Protocol
 
@@ -20,7 +20,6 @@ import trio
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, NoDonorForModel, TokenplaceError, WorkerCrashed
 from tokenplace.generation import (
-    Accepted,
     ChatInput,
     Event,
     Finished,
@@ -38,10 +37,10 @@ ATTEMPTS_REMEMBERED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A candidate and the generator that reaches it."""
+    """A candidate, and how to get the generator that reaches it if it is chosen."""
 
     candidate: Candidate
-    generator: Generator
+    open: Callable[[], Generator]
 
 
 class Routes(Protocol):
@@ -102,22 +101,23 @@ class Router:
             if route is None:
                 break
             tried.add(route.candidate.donor)
-            progress = _Progress(self._wall_clock(), trio.current_time())
+            answer = _Answer(request.streamed, trio.current_time())
+            asked = _request_to(route.candidate, request, number)
+            at = self._wall_clock()
             try:
-                # Closed here, not by the garbage collector: leaving early must cancel the donor's
-                # work at once.
-                async with self._attempt(route, request, number, progress) as events:
+                async with route.open().generate(asked) as events:
                     async for event in events:
-                        yield event
+                        for ready in answer.take(event, trio.current_time()):
+                            yield ready
                 return
             except TokenplaceError as failure:
+                answer.outcome = failure.code
                 self._routes.failed(route.candidate, failure)
-                crashed_twice = isinstance(failure, WorkerCrashed) and isinstance(
-                    error, WorkerCrashed
-                )
-                if progress.is_committed or not failure.retry_elsewhere or crashed_twice:
+                if answer.is_committed or not _is_worth_another(failure, error):
                     raise
                 error = failure
+            finally:
+                self._remember(answer.attempt(route.candidate, asked, at, trio.current_time()))
         raise _nobody_left(error, len(tried))
 
     async def _next_route(
@@ -133,76 +133,74 @@ class Router:
         chosen = choose(list(by_candidate), frozenset(tried), self._dice)
         return None if chosen is None else by_candidate[chosen]
 
-    @trio.as_safe_channel
-    async def _attempt(
-        self, route: Route, request: GenerateRequest, number: int, progress: _Progress
-    ) -> AsyncGenerator[Event, None]:
-        candidate = route.candidate
-        outcome = "cancelled"
-        template = candidate.template if isinstance(request.input, ChatInput) else ""
-        asked = dataclasses.replace(
-            request, artifact=candidate.artifact, template=template, attempt=number
-        )
-        held: list[Event] = []
-        try:
-            async with route.generator.generate(asked) as events:
-                async for event in events:
-                    progress.note(event)
-                    if isinstance(event, Tokens) and not request.streamed:
-                        held.append(event)
-                        continue
-                    if isinstance(event, Finished):
-                        for token in held:
-                            progress.is_committed = True
-                            yield token
-                        outcome = "finished"
-                    elif isinstance(event, Tokens):
-                        progress.is_committed = True
-                    yield event
-        except TokenplaceError as failure:
-            outcome = failure.code
-            raise
-        finally:
-            self._remember(candidate, request.model, number, outcome, progress)
-
-    def _remember(
-        self, candidate: Candidate, model: str, number: int, outcome: str, progress: _Progress
-    ) -> None:
-        attempt = progress.attempt(candidate.donor or "self", model, number, outcome)
+    def _remember(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
         log.info(
             "attempt %d for %s by %s: %s after %.2f s, %d tokens",
-            number,
-            model,
+            attempt.number,
+            attempt.model,
             attempt.donor,
-            outcome,
+            attempt.outcome,
             attempt.total_s,
             attempt.n_tokens,
         )
 
 
 @dataclass
-class _Progress:
-    """What one attempt has done so far."""
+class _Answer:
+    """What has come of one attempt's answer. Knows neither tasks nor clocks; times are trio's."""
 
-    at: float
+    is_streamed: bool
     started: float
     is_committed: bool = False
+    outcome: str = "cancelled"
     first_token: float | None = None
     n_tokens: int = 0
+    held: list[Event] = field(default_factory=list)
 
-    def note(self, event: Event) -> None:
-        if isinstance(event, Accepted):
-            return
+    def take(self, event: Event, now: float) -> Sequence[Event]:
+        """What may be handed on now that `event` has come."""
         if isinstance(event, Tokens):
-            if self.first_token is None:
-                self.first_token = trio.current_time()
+            self.first_token = now if self.first_token is None else self.first_token
             self.n_tokens += len(event.ids)
+            if not self.is_streamed:
+                self.held.append(event)
+                return ()
+            self.is_committed = True
+        elif isinstance(event, Finished):
+            self.outcome = "finished"
+            self.is_committed = True
+            return (*self.held, event)
+        return (event,)
 
-    def attempt(self, donor: str, model: str, number: int, outcome: str) -> Attempt:
-        first_s = None if self.first_token is None else self.first_token - self.started
-        total_s = trio.current_time() - self.started
-        return Attempt(self.at, model, donor, number, outcome, first_s, total_s, self.n_tokens)
+    def attempt(
+        self, candidate: Candidate, asked: GenerateRequest, at: float, now: float
+    ) -> Attempt:
+        """The same for people, at `now`; `at` is when it began, in unix seconds."""
+        return Attempt(
+            at=at,
+            model=asked.model,
+            donor=candidate.donor or "self",
+            number=asked.attempt,
+            outcome=self.outcome,
+            first_token_s=None if self.first_token is None else self.first_token - self.started,
+            total_s=now - self.started,
+            n_tokens=self.n_tokens,
+        )
+
+
+def _request_to(candidate: Candidate, request: GenerateRequest, number: int) -> GenerateRequest:
+    """The request as this candidate is asked it; raw text needs no template."""
+    template = candidate.template if isinstance(request.input, ChatInput) else ""
+    return dataclasses.replace(
+        request, artifact=candidate.artifact, template=template, attempt=number
+    )
+
+
+def _is_worth_another(failure: TokenplaceError, before: TokenplaceError | None) -> bool:
+    """May another donor do better? Not with a request that has crashed two workers already."""
+    has_crashed_two = isinstance(failure, WorkerCrashed) and isinstance(before, WorkerCrashed)
+    return failure.retry_elsewhere and not has_crashed_two
 
 
 def _nobody_left(error: TokenplaceError | None, n_tried: int) -> TokenplaceError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from tokenplace.dht.donors import DonorRecord
@@ -17,6 +18,7 @@ from tokenplace.errors import (
     DonorBusy,
     DonorFinishing,
     NoDonorForModel,
+    Scope,
     SearchIncomplete,
     TokenplaceError,
 )
@@ -47,17 +49,19 @@ class DonorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnModel:
-    """A model that this very peer serves."""
+    """A model that this very peer serves. queue: requests that wait for it now."""
 
     offered: OfferedModel
     generator: Generator
-    queue: Callable[[], int]
+    queue: int
+
+    def open(self) -> Generator:
+        """The engine itself."""
+        return self.generator
 
 
 class NetworkRoutes:
-    """Routes for the router (`router.Routes`), over own engines and a donor source that comes up
-    later.
-    """
+    """Routes for the router (`router.Routes`), over own engines and a source of donors."""
 
     def __init__(
         self,
@@ -99,9 +103,11 @@ class NetworkRoutes:
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
         """See `router.Routes`.
 
-        A full or finishing donor is well; whoever broke off or broke rules rests.
+        A full or finishing donor is well, and so is one that refused what the app got wrong;
+        whoever broke off or broke rules rests.
         """
-        if candidate.donor and not isinstance(error, (DonorBusy, DonorFinishing)):
+        is_well = error.scope is Scope.APP or isinstance(error, (DonorBusy, DonorFinishing))
+        if candidate.donor and not is_well:
             self._source.mark_failed(candidate.donor)
 
     def offered_now(self) -> Iterator[OfferedModel]:
@@ -113,21 +119,20 @@ class NetworkRoutes:
 
     def _own_routes(self, wanted: Sequence[NamedModel]) -> Iterator[Route]:
         for own in self._own_models():
-            if (rank := rank_of(own.offered, wanted)) is not None:
-                yield Route(
-                    Candidate(
-                        donor="",
-                        artifact=own.offered.artifact,
-                        template=own.offered.template,
-                        rank=rank,
-                        queue=own.queue(),
-                        prefill_tps=0.0,
-                        decode_tps=0.0,
-                        rtt_s=0.0,
-                        is_accepting=True,
-                    ),
-                    own.generator,
-                )
+            if (rank := rank_of(own.offered, wanted)) is None:
+                continue
+            candidate = Candidate(
+                donor="",
+                artifact=own.offered.artifact,
+                template=own.offered.template,
+                rank=rank,
+                queue=own.queue,
+                prefill_tps=0.0,
+                decode_tps=0.0,
+                rtt_s=0.0,
+                is_accepting=True,
+            )
+            yield Route(candidate, own.open)
 
     def _routes_to(
         self, donors: Sequence[DonorRecord], wanted: Sequence[NamedModel]
@@ -148,4 +153,4 @@ class NetworkRoutes:
                     rtt_s=record.rtt_s,
                     is_accepting=load is None or load.state is DonorState.ACCEPTING,
                 )
-                yield Route(candidate, self._open_donor(record))
+                yield Route(candidate, partial(self._open_donor, record))

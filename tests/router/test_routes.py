@@ -1,0 +1,220 @@
+"""Routes out of own engines and really signed donors: who may answer which name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.dht.donating import NOW, Donor, identity_of, model_of
+from tests.fakes import FakeEngine
+from tokenplace.dht.donors import DirectoryCache, DonorRecord
+from tokenplace.dht.finder import FindResult
+from tokenplace.errors import (
+    ConnectionLost,
+    ContextLengthExceeded,
+    DonorBusy,
+    DonorFinishing,
+    ModelNotFound,
+    NoDonorForModel,
+    SearchIncomplete,
+    TokenplaceError,
+    WorkerCrashed,
+)
+from tokenplace.generation import Generator
+from tokenplace.models.catalogue import CATALOGUE
+from tokenplace.models.names import ModelNames, NamedModel
+from tokenplace.peer.adverts import DonorState, Load, OfferedModel
+from tokenplace.router.policy import rank_of
+from tokenplace.router.routes import (
+    OWN_SEARCH_DEADLINE_S,
+    SEARCH_DEADLINE_S,
+    NetworkRoutes,
+    OwnModel,
+)
+
+KNOWN = CATALOGUE[0]
+TINY_MODEL = OfferedModel(KNOWN.name, KNOWN.artifact, KNOWN.template, "test", 2048, ("chat",))
+IMPOSTOR = dataclasses.replace(model_of(KNOWN.name), template=KNOWN.template)
+OTHER_TEMPLATE = dataclasses.replace(TINY_MODEL, template="0" * 64)
+STRANGE = model_of("strange-model")
+
+
+def record_of(name: str, *models: OfferedModel, load: Load | None = None) -> DonorRecord:
+    """What the directory keeps of a donor that just said all this itself."""
+    donor = Donor(identity_of(name), models=list(models))
+    donor.load = load or donor.load
+    own = donor.announcer().own()
+    assert own is not None
+    cache = DirectoryCache("test", allow_private=True)
+    record = cache.add(own.entry, answered_by=donor.identity.peer_id, now=NOW, rtt_s=0.02)
+    assert record is not None
+    return record
+
+
+@dataclass
+class FixedSource:
+    """A finder whose result is fixed."""
+
+    records: tuple[DonorRecord, ...] = ()
+    complete: bool = True
+    failed: list[str] = field(default_factory=list)
+    asked: list[tuple[tuple[str, ...], tuple[str, ...], float]] = field(default_factory=list)
+
+    async def find(
+        self, names: Sequence[str], artifacts: Sequence[str], *, deadline_s: float
+    ) -> FindResult:
+        self.asked.append((tuple(names), tuple(artifacts), deadline_s))
+        return FindResult(self.records, self.complete)
+
+    def known(self) -> Sequence[DonorRecord]:
+        return self.records
+
+    def mark_failed(self, peer_id: str) -> None:
+        self.failed.append(peer_id)
+
+
+@dataclass
+class Network:
+    """`NetworkRoutes` over a fixed source; `opened` are the donors that were really opened."""
+
+    source: FixedSource
+    own: list[OwnModel] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    now: float = NOW
+
+    @property
+    def routes(self) -> NetworkRoutes:
+        return NetworkRoutes(
+            ModelNames,
+            lambda: self.own,
+            self.source,
+            self.open_donor,
+            why_nobody=lambda: "This peer is alone.",
+            now=lambda: self.now,
+        )
+
+    def open_donor(self, record: DonorRecord) -> Generator:
+        self.opened.append(record.peer_id)
+        return FakeEngine()
+
+
+async def test_a_donor_is_a_candidate_with_its_own_figures() -> None:
+    alice = record_of("alice", TINY_MODEL, load=Load(DonorState.ACCEPTING, 4, 200.0, 50.0))
+    network = Network(FixedSource((alice,)))
+    (route,) = await network.routes.find(KNOWN.name)
+    candidate = route.candidate
+    assert (candidate.donor, candidate.artifact) == (alice.peer_id, KNOWN.artifact)
+    assert (candidate.template, candidate.rank) == (KNOWN.template, 0)
+    assert (candidate.queue, candidate.prefill_tps, candidate.decode_tps) == (4, 200.0, 50.0)
+    assert candidate.rtt_s == 0.02
+    assert candidate.is_accepting
+    assert network.source.asked == [((KNOWN.name,), (KNOWN.artifact,), SEARCH_DEADLINE_S)]
+
+
+async def test_a_donor_is_opened_only_when_it_is_chosen() -> None:
+    alice, bob = record_of("alice", TINY_MODEL), record_of("bob", TINY_MODEL)
+    network = Network(FixedSource((alice, bob)))
+    routes = await network.routes.find(KNOWN.name)
+    assert network.opened == []
+    routes[1].open()
+    assert network.opened == [bob.peer_id]
+
+
+async def test_figures_that_are_too_old_count_as_unknown() -> None:
+    alice = record_of("alice", TINY_MODEL, load=Load(DonorState.YIELDING, 4, 200.0, 50.0))
+    network = Network(FixedSource((alice,)))
+    (fresh,) = await network.routes.find(KNOWN.name)
+    assert not fresh.candidate.is_accepting
+    network.now = NOW + 3600
+    (old,) = await network.routes.find(KNOWN.name)
+    assert (old.candidate.queue, old.candidate.decode_tps) == (0, 0.0)
+    assert old.candidate.is_accepting, "nobody knows that it is not"
+
+
+async def test_only_the_right_bytes_answer_a_name() -> None:
+    donor = record_of("alice", IMPOSTOR, OTHER_TEMPLATE, STRANGE, TINY_MODEL)
+    routes = await Network(FixedSource((donor,))).routes.find(KNOWN.name)
+    assert [route.candidate.artifact for route in routes] == [KNOWN.artifact]
+    assert [route.candidate.template for route in routes] == [KNOWN.template]
+
+
+async def test_a_pin_reaches_a_model_that_is_not_known_here() -> None:
+    network = Network(FixedSource((record_of("alice", TINY_MODEL, STRANGE),)))
+    (route,) = await network.routes.find(f"strange-model@sha256:{STRANGE.artifact[:12]}")
+    assert route.candidate.artifact == STRANGE.artifact
+    with pytest.raises(ModelNotFound):
+        await network.routes.find("strange-model")
+
+
+async def test_the_own_engine_is_a_route_and_others_are_not_waited_for() -> None:
+    engine = FakeEngine()
+    network = Network(FixedSource((record_of("alice", TINY_MODEL),)))
+    network.own = [OwnModel(STRANGE, FakeEngine(), 0), OwnModel(TINY_MODEL, engine, 3)]
+    own, other = await network.routes.find("auto")
+    assert own.candidate.is_own
+    assert own.candidate.queue == 3
+    assert own.open() is engine
+    assert not other.candidate.is_own
+    assert network.source.asked[0][2] == OWN_SEARCH_DEADLINE_S
+
+
+@pytest.mark.parametrize(
+    ("complete", "error"), [(True, NoDonorForModel), (False, SearchIncomplete)]
+)
+async def test_nobody_is_certain_only_after_a_complete_search(
+    complete: bool, error: type[TokenplaceError]
+) -> None:
+    network = Network(FixedSource((), complete))
+    with pytest.raises(error) as caught:
+        await network.routes.find(KNOWN.name)
+    assert "This peer is alone." in caught.value.user_text
+    assert caught.value.retry_after_s
+
+
+@pytest.mark.parametrize(
+    ("error", "rests"),
+    [
+        (ConnectionLost(), True),
+        (WorkerCrashed(), True),
+        (DonorBusy(), False),
+        (DonorFinishing(), False),
+        (ContextLengthExceeded(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_only_a_donor_at_fault_rests(error: TokenplaceError, rests: bool) -> None:
+    alice = record_of("alice", TINY_MODEL)
+    network = Network(FixedSource((alice,)), own=[OwnModel(TINY_MODEL, FakeEngine(), 0)])
+    own, other = await network.routes.find(KNOWN.name)
+    network.routes.failed(own.candidate, error)
+    network.routes.failed(other.candidate, error)
+    assert network.source.failed == ([alice.peer_id] if rests else [])
+
+
+def test_what_is_offered_now_names_this_peer_first() -> None:
+    network = Network(FixedSource((record_of("alice", STRANGE),)))
+    network.own = [OwnModel(TINY_MODEL, FakeEngine(), 0)]
+    assert [offered.name for offered in network.routes.offered_now()] == [
+        KNOWN.name,
+        "strange-model",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rank"),
+    [
+        ([NamedModel("tiny", KNOWN.artifact)], 0),
+        ([NamedModel("tiny", KNOWN.artifact[:12])], 0),
+        ([NamedModel("tiny", KNOWN.artifact, KNOWN.template)], 0),
+        ([NamedModel("tiny", KNOWN.artifact, "0" * 64)], None),
+        ([NamedModel("tiny", "f" * 12)], None),
+        ([NamedModel(KNOWN.name)], None),
+        ([NamedModel("big", "f" * 64), NamedModel("tiny", KNOWN.artifact)], 1),
+        ([], None),
+    ],
+)
+def test_the_artifact_decides_the_rank(wanted: list[NamedModel], rank: int | None) -> None:
+    assert rank_of(TINY_MODEL, wanted) == rank
