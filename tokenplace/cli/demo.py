@@ -19,7 +19,7 @@ import trio
 import typer
 
 from tokenplace.cli.models import ensure_model
-from tokenplace.cli.output import INTERRUPTED, CommandFailed, say
+from tokenplace.cli.output import INTERRUPTED, CommandFailed, counted, say
 from tokenplace.cli.processes import PeerGroup, PeerProcess, is_offering, open_peers
 from tokenplace.cli.stopping import until_signal
 from tokenplace.models.catalogue import DEFAULT_MODEL
@@ -49,7 +49,8 @@ class Demo:
 
         Raises `DemoFailed` or `PeerFailed`.
         """
-        say(f"starting 1 bootstrap peer, {self.n_donors} donors and 1 peer that asks ...")
+        donors_text = counted(self.n_donors, "donor")
+        say(f"starting 1 bootstrap peer, {donors_text} and 1 peer that asks ...")
         started = time.monotonic()
         bootstrap = await peers.start_bootstrap()
         n_threads = max(1, self.n_threads // self.n_donors)
@@ -60,7 +61,7 @@ class Demo:
         asker, api = await peers.start_asker("asker", bootstrap, self.api_port)
         for donor in donors:
             await donor.wait(is_offering)
-            say(f"  {donor.name} donates {DEFAULT_MODEL.name} ({n_threads} threads)")
+            say(f"  {donor.name} donates {DEFAULT_MODEL.name} ({counted(n_threads, 'thread')})")
         await asker.wait(lambda s: len(s["donors"]) == self.n_donors)
         say(f"network ready after {time.monotonic() - started:.1f} s\n")
         await self._ask(api, donors)

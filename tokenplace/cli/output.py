@@ -91,6 +91,11 @@ def human_seconds(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
 
 
+def counted(n: int, what: str) -> str:
+    """A number of things: "1 thread", "2 threads"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def human_bytes(n_bytes: int) -> str:
     """A size as people write it: "98 MB"."""
     size = float(n_bytes)

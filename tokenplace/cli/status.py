@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import console, fail, human_seconds, say
+from tokenplace.cli.output import console, counted, fail, human_seconds, say
 from tokenplace.node.addresses import Reach, reach_of
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
     for number, addr in enumerate(status["addresses"]):
         yield "" if number else "addresses", addr
     yield "reachability", status["reachability"]
-    yield "routing table", _count(status["routing_table"]["n_peers"], "peer")
+    yield "routing table", counted(status["routing_table"]["n_peers"], "peer")
     yield "connections", str(len(status["connections"]))
     for connection in status["connections"]:
         way = {"in": "from", "out": "to  "}[connection["direction"]]
         yield "", f"{way} {short(connection['peer_id'])}  {connection['remote_addr']}"
     if announced := status["announced"]:
-        n_keys = _count(announced["n_keys"], "key")
+        n_keys = counted(announced["n_keys"], "key")
         yield "announced", f"{n_keys} in the DHT, {announced['n_confirmed']} confirmed by others"
     if status["is_serving"] and (exchanges := status["exchanges"]):
         yield "served", _served(exchanges)
@@ -109,14 +109,10 @@ def _identity(status: Status) -> str:
 
 def _served(exchanges: Status) -> str:
     return (
-        f"{_count(exchanges['served'], 'answer')}, {_count(exchanges['tokens'], 'token')}; "
+        f"{counted(exchanges['served'], 'answer')}, {counted(exchanges['tokens'], 'token')}; "
         f"{exchanges['open']} open, {exchanges['failed']} failed, "
         f"{exchanges['cancelled']} cancelled"
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _print_models(screen: Console, models: list[Status]) -> None:
@@ -137,7 +133,7 @@ def _print_models(screen: Console, models: list[Status]) -> None:
 
 
 def _state(model: Status) -> str:
-    restarts = f", {_count(model['restarts'], 'restart')}" if model["restarts"] else ""
+    restarts = f", {counted(model['restarts'], 'restart')}" if model["restarts"] else ""
     return f"{model['state']}{restarts}"
 
 
