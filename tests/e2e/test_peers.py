@@ -160,7 +160,8 @@ def test_status_shows_the_network_to_people_and_programs(network: Network) -> No
 
 def test_chat_asks_through_the_running_peer(network: Network) -> None:
     assert network.asker is not None
-    talk = run("chat", "Say hello.", "--model", MODEL, "--home", str(network.asker.home))
+    asked = ["--model", MODEL, "--max-tokens", "8", "--home", str(network.asker.home)]
+    talk = run("chat", "Say hello.", *asked)
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout.strip()
     for arguments in (["Hello.", "--model", "nobody"], ["\udcff"]):

@@ -166,12 +166,16 @@ def chat(
         str | None, typer.Argument(help="Ask this and end; without it, talk.")
     ] = None,
     model: Annotated[str, typer.Option(help="Model name or alias.")] = "auto",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=defaults.MAX_NEW_TOKENS, help="Longest answer, in tokens."),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Talk to a model through the running peer."""
     from tokenplace.cli.chat import run_chat
 
-    run_chat(home_of(home), model, prompt)
+    run_chat(home_of(home), model, prompt, max_tokens)
 
 
 @peer_app.command("status")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,18 +25,22 @@ class ChatFailed(CommandFailed):
     """The answer did not come, or not wholly; the text says why."""
 
 
-def run_chat(home: Path, model: str, prompt: str | None) -> None:
-    """Ask `prompt` and end, or talk until end of input."""
+def run_chat(home: Path, model: str, prompt: str | None, max_tokens: int | None) -> None:
+    """Ask `prompt` and end, or talk until end of input.
+
+    max_tokens: of each answer; None leaves it to the model and its context.
+    """
     api = ask_peer(home, "/status")["api"]
     if api is None:
         fail("the running peer serves no API", "start it without --no-api")
+    wish = {"model": model} if max_tokens is None else {"model": model, "max_tokens": max_tokens}
     if prompt is None and sys.stdin.isatty():
-        _converse(api["url"], model)
+        _converse(api["url"], wish)
     else:
-        _turn(api["url"], model, [], sys.stdin.read() if prompt is None else prompt)
+        _turn(api["url"], wish, [], sys.stdin.read() if prompt is None else prompt)
 
 
-def _converse(api: str, model: str) -> None:
+def _converse(api: str, wish: Mapping[str, Any]) -> None:
     """Turn after turn until end of input, whatever becomes of each."""
     messages: list[dict[str, str]] = []
     say("Ctrl-C stops an answer, Ctrl-D ends the conversation.")
@@ -44,7 +48,7 @@ def _converse(api: str, model: str) -> None:
         if not line.strip():
             continue
         try:
-            messages = _turn(api, model, messages, line)
+            messages = _turn(api, wish, messages, line)
         except ChatFailed as error:
             say(f"error: {error}")
         except KeyboardInterrupt:
@@ -63,15 +67,17 @@ def _next_line() -> str | None:
         return None
 
 
-def _turn(api: str, model: str, messages: list[dict[str, str]], text: str) -> list[dict[str, str]]:
+def _turn(
+    api: str, wish: Mapping[str, Any], messages: list[dict[str, str]], text: str
+) -> list[dict[str, str]]:
     """Ask the conversation with `text` added, print the answer as it comes; the conversation then.
 
-    Raises `ChatFailed`.
+    wish: parameters of the request besides its messages. Raises `ChatFailed`.
     """
     asked = [*messages, {"role": "user", "content": _valid(text)}]
     pieces = []
     try:
-        for piece in _answer(api, {"model": model, "messages": asked, "stream": True}):
+        for piece in _answer(api, {**wish, "messages": asked, "stream": True}):
             pieces.append(piece)
             print(piece, end="", flush=True)
     finally:
