@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
+from tests.peer import write_advert_vectors as vectors
+from tests.peer.mutations import ANYTHING, damaged
 from tokenplace import defaults
 from tokenplace.errors import RemoteProtocolError
 from tokenplace.peer.adverts import (
+    LIFETIME_S,
     QUEUE_STEPS,
     DonorState,
     Keys,
+    Kind,
     Live,
     Load,
     Offer,
@@ -35,7 +41,7 @@ from tokenplace.peer.adverts import (
     verify_offer,
 )
 from tokenplace.peer.identity import Identity
-from tokenplace.sealing.suites import PublicKey
+from tokenplace.sealing.suites import PublicKey, best_key
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "adverts.json").read_text("utf-8"))
 NOW = VECTORS["now"]
@@ -120,14 +126,25 @@ def test_vectors_are_signed_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: str(case["name"]))
 def test_vectors_are_judged_as_published(case: dict[str, Any]) -> None:
-    arguments = {k: v for k, v in case.items() if k not in ("name", "kind", "envelope", "expect")}
+    arguments: dict[str, Any] = {
+        name: case[name] for name in ("peer_id", "network", "now", "floor_seq")
+    }
+    arguments["from_donor"] = case["from_donor"]
     envelope = bytes.fromhex(case["envelope"])
     if case["expect"] == "success":
         assert verify(case["kind"], envelope, **arguments).peer_id == ALICE.peer_id
         assert signer_of(envelope) == ALICE.peer_id
     else:
-        with pytest.raises(RemoteProtocolError, match=case["expect"]):
+        with pytest.raises(RemoteProtocolError, match=case["reason"]) as refused:
             verify(case["kind"], envelope, **arguments)
+        assert refused.value.code == case["expect"]
+
+
+@pytest.mark.parametrize("choice", VECTORS["choices"], ids=lambda choice: str(choice["name"]))
+def test_the_key_is_chosen_as_published(choice: dict[str, Any]) -> None:
+    keys = [PublicKey(**key | {"public": bytes.fromhex(key["public"])}) for key in choice["keys"]]
+    chosen = best_key(keys)
+    assert (chosen and chosen.id) == choice["expect"]
 
 
 @given(kind=KINDS, where=st.floats(0, 1, exclude_max=True), bit=BIT)
@@ -148,6 +165,41 @@ def test_any_truncation_and_any_tail_is_refused(kind: str, keep: float, tail: by
                 verify(kind, candidate)
 
 
+SIGNED = {"keys": vectors.KEYS, "offer": vectors.OFFER, "live": vectors.LIVE}
+
+
+@st.composite
+def wrong_payloads(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Rightly signed by ALICE; what was signed is damaged, or has a value of any type in it."""
+    right = SIGNED[draw(KINDS)]
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(right.fields)))
+        return right.kind, right.but(**{name: draw(ANYTHING)}).envelope()
+    payload = draw(damaged(msgpack.packb(right.fields)))
+    return right.kind, replace(right, payload=payload).envelope()
+
+
+@given(wrong_payloads())
+def test_whatever_a_donor_signs_is_a_statement_or_a_declared_error(
+    statement: tuple[str, bytes],
+) -> None:
+    kind, envelope = statement
+    try:
+        advert = verify(kind, envelope)
+    except RemoteProtocolError:
+        return
+    assert advert.peer_id == ALICE.peer_id
+    assert 0 < advert.expires_at - advert.not_before <= LIFETIME_S[Kind(kind)]
+
+
+@given(data=st.data(), kind=KINDS)
+def test_a_damaged_envelope_is_refused(data: st.DataObject, kind: str) -> None:
+    changed = data.draw(damaged(ENVELOPES[kind]))
+    if changed != ENVELOPES[kind]:
+        with pytest.raises(RemoteProtocolError):
+            verify(kind, changed)
+
+
 @given(data=st.binary(max_size=300))
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
@@ -166,8 +218,9 @@ def test_another_network_peer_or_kind_is_refused_at_any_time(
     kind: str, network: str, now: float
 ) -> None:
     envelope = ENVELOPES[kind]
+    wrongs: list[dict[str, Any]] = [{"network": network}, {"peer_id": BOB.peer_id}]
     for from_donor in (False, True):
-        for wrong in ({"network": network}, {"peer_id": BOB.peer_id}):
+        for wrong in wrongs:
             with pytest.raises(RemoteProtocolError):
                 verify(kind, envelope, now=now, from_donor=from_donor, **wrong)
         for other in ENVELOPES.keys() - {kind}:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.peer.write_vectors import plain
 from tokenplace import defaults
 from tokenplace.errors import (
     DONOR_ERRORS,
@@ -89,7 +90,7 @@ def test_vectors(vector: dict[str, Any]) -> None:
         outcome = error.code.value
     else:
         outcome = "success"
-        assert [repr(frame) for frame in frames] == vector["means"]
+        assert [plain(msgpack.unpackb(encode_frame(f))) for f in frames] == vector["means"]
     assert outcome == vector["expect"]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.peer.exchange_lab import make_request
+from tests.peer.mutations import damaged
 from tokenplace import defaults
 from tokenplace.errors import InvalidRequest, RequestTooBig, TokenplaceError
 from tokenplace.generation import (
@@ -92,7 +93,10 @@ FIELDS = st.sampled_from(
 )
 
 
-@given(st.dictionaries(FIELDS, JSON).map(json.dumps).map(str.encode) | st.binary())
+RIGHT = encode_body(make_request("one two", stop=("x",), max_tokens=5))
+
+
+@given(st.dictionaries(FIELDS, JSON).map(json.dumps).map(str.encode) | st.binary() | damaged(RIGHT))
 def test_nothing_but_declared_errors(data: bytes) -> None:
     try:
         body = parse_body(data)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.peer.exchange_lab import TINY_MODEL, make_request
+from tests.peer.mutations import ANYTHING, damaged
 from tokenplace import defaults
 from tokenplace.errors import (
     BadFormat,
@@ -154,6 +155,20 @@ def test_garbage_is_bad_format(data: bytes) -> None:
     assert data == with_pairs()
 
 
+@given(
+    damaged(with_pairs())
+    | st.tuples(st.sampled_from(sorted(FIELDS)), ANYTHING).map(
+        lambda change: payload(**{change[0]: change[1]})
+    )
+)
+def test_a_damaged_request_is_a_declared_error(data: bytes) -> None:
+    try:
+        request = to_generate_request(decode_request(data))
+    except (BadFormat, Unsupported, InvalidRequest):
+        return
+    assert 0 <= request.attempt <= 255
+
+
 def test_unknown_keys_are_ignored_whatever_they_hold() -> None:
     assert decode_request(payload(credential=b"c" * 100, new=[{"a": [1]}] * 100, x="y" * 999))
 
@@ -243,7 +258,10 @@ def test_senseless_advice_is_ignored(advice: object) -> None:
     assert (refusal.keys, refusal.live) == (None, None)
 
 
-@given(st.binary(max_size=300))
+RIGHT_REFUSAL = encode_refusal(Refusal(DonorBusy(retry_after_s=2), b"keys", b"live"))[3:]
+
+
+@given(st.binary(max_size=300) | damaged(RIGHT_REFUSAL))
 def test_a_garbage_refusal_is_a_declared_error(data: bytes) -> None:
     try:
         refusal = decode_refusal(data)

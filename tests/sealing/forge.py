@@ -20,6 +20,8 @@ from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.suites import PrivateKey
 
 SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+WEAK_SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+X25519_KEM = 0x0020
 NETWORK = "test"
 BOB_ID = bytes.fromhex("002408011220") + b"B" * 32
 KEY_ID = 7
@@ -41,7 +43,17 @@ def library_keys(
 
 DONOR_KEY = PrivateKey(*library_keys(DONOR_SEEDS))
 REPLY_KEY = PrivateKey(*library_keys(REPLY_SEEDS))
-RING = KeyRing({KEY_ID: DONOR_KEY})
+NOW = 1000.0
+
+
+def ring_of(key: PrivateKey = DONOR_KEY, key_id: int = KEY_ID) -> KeyRing:
+    """A donor's ring whose one key was made at `NOW`."""
+    ring = KeyRing(lambda: key, first_id=key_id)
+    ring.advertised(NOW)
+    return ring
+
+
+RING = ring_of()
 
 
 def header(
@@ -75,6 +87,13 @@ def seal_request(plaintext: bytes, head: bytes | None = None) -> bytes:
     head = header() if head is None else head
     public = hpke.MLKEM768X25519PrivateKey(*library_keys(DONOR_SEEDS)).public_key()
     return head + SUITE.encrypt(plaintext, public, info=request_info(head))
+
+
+def seal_weakly(plaintext: bytes, head: bytes | None = None) -> bytes:
+    """Seal to the X25519 half of the donor's key alone: everything right but the suite."""
+    head = header(kem=X25519_KEM) if head is None else head
+    _, private = library_keys(DONOR_SEEDS)
+    return head + WEAK_SUITE.encrypt(plaintext, private.public_key(), info=request_info(head))
 
 
 def open_request(sealed: bytes) -> bytes:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.peer.mutations import damaged
 from tests.sealing import forge
 from tests.sealing.forge import REPLY_KEY, RESP_SECRET
 from tokenplace import defaults
@@ -15,10 +16,8 @@ from tokenplace.sealing.answer import (
     Chunk,
     RefusalBytes,
     ReplySecrets,
-    decode_varint,
-    encode_varint,
-    varint_size,
 )
+from tokenplace.sealing.chunks import decode_varint, encode_varint, varint_size
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES
 
 SECRETS = ReplySecrets(RESP_SECRET, REPLY_KEY)
@@ -205,6 +204,22 @@ def test_wrong_padding_is_refused(plaintext: bytes) -> None:
     ciphertext = answer.ciphertext(plaintext)
     with pytest.raises(RemoteProtocolError):
         read([answer.opening + forge.varint(len(ciphertext)) + ciphertext])
+
+
+@given(damaged(forge.frames_plaintext(b"frames")) | st.binary(min_size=128, max_size=128))
+def test_whatever_was_sealed_is_frames_or_a_protocol_error(plaintext: bytes) -> None:
+    answer = forge.Answer(DIGEST)
+    ciphertext = answer.ciphertext(plaintext)
+    opener = AnswerOpener(SECRETS, DIGEST)
+    opener.receive_data(answer.opening + forge.varint(len(ciphertext)) + ciphertext)
+    try:
+        items = drain(opener)
+    except RemoteProtocolError:
+        return
+    assert all(
+        isinstance(item, Chunk) and forge.frames_plaintext(item.frames) == plaintext
+        for item in items
+    )
 
 
 def test_every_length_of_length_is_read() -> None:

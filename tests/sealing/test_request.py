@@ -7,22 +7,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.peer.mutations import damaged
 from tests.sealing import forge
-from tests.sealing.forge import BOB_ID, KEY_ID, NETWORK, RING
+from tests.sealing.forge import BOB_ID, KEY_ID, NETWORK, NOW, RING
 from tokenplace import defaults
 from tokenplace.errors import BadFormat, RemoteProtocolError, RequestTooBig, UnknownKey
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.request import open_request, seal_request
-from tokenplace.sealing.suites import ENC_BYTES, PUBLIC_KEY_BYTES
+from tokenplace.sealing.suites import (
+    AEAD_ID,
+    ENC_BYTES,
+    KDF_ID,
+    KEM_ID,
+    PUBLIC_KEY_BYTES,
+    PublicKey,
+)
 
-KEY = RING.public_keys()[0]
+KEY = PublicKey(KEY_ID, KEM_ID, KDF_ID, AEAD_ID, forge.DONOR_KEY.public)
 PAYLOAD = b"the payload"
 SEALED = seal_request(PAYLOAD, KEY, BOB_ID, NETWORK)
 LARGEST = defaults.MAX_PADDED_BYTES - 4
 
 
 def opened(sealed: bytes) -> bytes:
-    return open_request(sealed, RING, BOB_ID, NETWORK).payload
+    return open_request(sealed, RING, BOB_ID, NETWORK, NOW).payload
 
 
 @given(st.binary(max_size=5000))
@@ -34,7 +42,7 @@ def test_what_is_sealed_opens_here_and_by_the_page(payload: bytes) -> None:
 
 
 def test_enc_and_digest_are_those_of_the_sealed_bytes() -> None:
-    request = open_request(SEALED, RING, BOB_ID, NETWORK)
+    request = open_request(SEALED, RING, BOB_ID, NETWORK, NOW)
     assert request.enc == SEALED[8 : 8 + ENC_BYTES]
     assert request.digest == forge.digest_of(SEALED)
     assert SEALED[:8] == forge.header()
@@ -83,23 +91,23 @@ def test_garbage_is_a_declared_error(data: bytes) -> None:
 
 def test_it_opens_only_for_its_donor_and_network() -> None:
     with pytest.raises(BadFormat):
-        open_request(SEALED, RING, b"A" + BOB_ID[1:], NETWORK)
+        open_request(SEALED, RING, b"A" + BOB_ID[1:], NETWORK, NOW)
     with pytest.raises(BadFormat):
-        open_request(SEALED, RING, BOB_ID, "other")
+        open_request(SEALED, RING, BOB_ID, "other", NOW)
     # The lengths in `info` keep the two apart even where they touch.
     with pytest.raises(BadFormat):
-        open_request(SEALED, RING, BOB_ID[1:], NETWORK + BOB_ID[:1].decode())
+        open_request(SEALED, RING, BOB_ID[1:], NETWORK + BOB_ID[:1].decode(), NOW)
 
 
 def test_an_old_key_is_unknown_after_a_restart() -> None:
-    restarted = KeyRing({KEY_ID + 1: forge.REPLY_KEY})
+    restarted = forge.ring_of(forge.REPLY_KEY, KEY_ID + 1)
     with pytest.raises(UnknownKey):
-        open_request(SEALED, restarted, BOB_ID, NETWORK)
+        open_request(SEALED, restarted, BOB_ID, NETWORK, NOW)
 
 
 def test_the_same_key_id_with_another_key_does_not_open() -> None:
     with pytest.raises(BadFormat):
-        open_request(SEALED, KeyRing({KEY_ID: forge.REPLY_KEY}), BOB_ID, NETWORK)
+        open_request(SEALED, forge.ring_of(forge.REPLY_KEY), BOB_ID, NETWORK, NOW)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,30 @@ def test_the_same_key_id_with_another_key_does_not_open() -> None:
 def test_another_format_or_suite_is_refused(head: bytes) -> None:
     with pytest.raises(BadFormat):
         opened(forge.seal_request(forge.pad(PAYLOAD), head))
+
+
+@pytest.mark.parametrize("kem", [forge.X25519_KEM, KEM_ID])
+def test_a_weaker_suite_is_refused_though_its_bytes_are_right(kem: int) -> None:
+    head = forge.header(kem=kem)
+    weak = forge.seal_weakly(forge.pad(PAYLOAD), head)
+    # The donor has what it takes to open it,
+    _, half = forge.library_keys(forge.DONOR_SEEDS)
+    plaintext = forge.WEAK_SUITE.decrypt(weak[8:], half, info=forge.request_info(head))
+    assert plaintext == forge.pad(PAYLOAD)
+    with pytest.raises(BadFormat):  # and does not.
+        opened(weak)
+
+
+def test_an_entry_that_means_nothing_cannot_be_sealed_to() -> None:
+    ring = KeyRing()
+    (grease,) = (key for key in ring.advertised(NOW).keys if not key.is_supported)
+    with pytest.raises(RemoteProtocolError):
+        seal_request(PAYLOAD, grease, BOB_ID, NETWORK)
+    under_its_id = dataclasses.replace(KEY, id=grease.id)
+    with pytest.raises(UnknownKey):
+        open_request(
+            seal_request(PAYLOAD, under_its_id, BOB_ID, NETWORK), ring, BOB_ID, NETWORK, NOW
+        )
 
 
 @pytest.mark.parametrize(
@@ -133,6 +165,15 @@ def test_wrong_padding_is_refused(plaintext: bytes) -> None:
         opened(forge.seal_request(plaintext))
 
 
+@given(damaged(forge.pad(PAYLOAD)[:2048]) | st.binary(min_size=2048, max_size=2048))
+def test_whatever_was_sealed_is_a_payload_or_bad_format(plaintext: bytes) -> None:
+    try:
+        payload = opened(forge.seal_request(plaintext))
+    except BadFormat:
+        return
+    assert forge.pad(payload) == plaintext
+
+
 def test_unusable_keys_are_the_donors_fault() -> None:
     for key in (
         dataclasses.replace(KEY, kem=0x20),
@@ -142,11 +183,3 @@ def test_unusable_keys_are_the_donors_fault() -> None:
     ):
         with pytest.raises(RemoteProtocolError):
             seal_request(PAYLOAD, key, BOB_ID, NETWORK)
-
-
-def test_a_new_ring_holds_one_supported_key() -> None:
-    ring = KeyRing.generate()
-    (key,) = ring.public_keys()
-    assert key.is_supported
-    sealed = seal_request(PAYLOAD, key, BOB_ID, NETWORK)
-    assert open_request(sealed, ring, BOB_ID, NETWORK).payload == PAYLOAD

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 
+from tests.sealing import forge
 from tokenplace.errors import TokenplaceError
+from tokenplace.peer.wire import decode_request
 from tokenplace.sealing.answer import AnswerOpener, Chunk, ReplySecrets
-from tokenplace.sealing.keys import KeyRing
+from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.request import open_request
 from tokenplace.sealing.suites import PrivateKey
 
@@ -33,14 +36,31 @@ def test_public_keys(name: str) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["requests"], ids=lambda vector: vector["name"])
 def test_requests(vector: dict[str, Any]) -> None:
-    ring = KeyRing({VECTORS["donor_key"]["id"]: load_key(VECTORS["donor_key"])})
-    sealed, donor_id = bytes.fromhex(vector["sealed"]), bytes.fromhex(vector["donor_id"])
+    ring = forge.ring_of(load_key(VECTORS["donor_key"]), VECTORS["donor_key"]["id"])
+    sealed = bytes.fromhex(vector["sealed"]) + bytes(vector.get("zeros", 0))
+    donor_id = bytes.fromhex(vector["donor_id"])
     try:
-        request = open_request(sealed, ring, donor_id, vector["network"])
+        request = open_request(sealed, ring, donor_id, vector["network"], forge.NOW)
         outcome: tuple[str | None, ...] = ("success", request.payload.hex(), request.digest.hex())
     except TokenplaceError as error:
         outcome = (error.code.value, None, None)
     assert outcome == (vector["expect"], vector.get("payload"), vector.get("digest"))
+
+
+def test_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = VECTORS["replays"]
+    monkeypatch.setattr(secrets, "token_bytes", lambda n: bytes.fromhex(vector["epoch"]))
+    epochs = Epochs()
+    epochs.current(forge.NOW)
+    donor_id = bytes.fromhex(vector["donor_id"])
+    for step in vector["steps"]:
+        sealed, outcome = bytes.fromhex(step["sealed"]), "success"
+        try:
+            opened = open_request(sealed, forge.RING, donor_id, vector["network"], forge.NOW)
+            epochs.accept(decode_request(opened.payload).epoch, opened.enc, forge.NOW)
+        except TokenplaceError as error:
+            outcome = error.code.value
+        assert outcome == step["expect"], step["name"]
 
 
 @pytest.mark.parametrize("vector", VECTORS["answers"], ids=lambda vector: vector["name"])

@@ -141,14 +141,22 @@ def two_digits(value: float) -> float:
 
 
 def sign_keys(
-    identity: Identity, network: str, keys: Sequence[PublicKey], *, seq: int, now: float
+    identity: Identity,
+    network: str,
+    keys: Sequence[PublicKey],
+    *,
+    seq: int,
+    now: float,
+    lifetime_s: int = defaults.KEYS_LIFETIME_S,
 ) -> bytes:
-    """The keys envelope, valid from `now` for as long as the protocol allows."""
+    """The keys envelope, valid from `now` for `lifetime_s`: no longer than the private halves are
+    there.
+    """
     listed = [
         {"id": key.id, "kem": key.kem, "kdf": key.kdf, "aead": key.aead, "public": key.public}
         for key in keys
     ]
-    return _sign(identity, network, Kind.KEYS, {"keys": listed}, seq, now)
+    return _sign(identity, network, Kind.KEYS, {"keys": listed}, seq, now, lifetime_s)
 
 
 def sign_offer(
@@ -192,14 +200,20 @@ def sign_live(
 
 
 def _sign(
-    identity: Identity, network: str, kind: Kind, fields: dict[str, object], seq: int, now: float
+    identity: Identity,
+    network: str,
+    kind: Kind,
+    fields: dict[str, object],
+    seq: int,
+    now: float,
+    lifetime_s: int | None = None,
 ) -> bytes:
     common = {
         "v": VERSION,
         "peer": identity.peer_id_bytes,
         "seq": seq,
         "nbf": int(now),
-        "exp": int(now) + LIFETIME_S[kind],
+        "exp": int(now) + (LIFETIME_S[kind] if lifetime_s is None else lifetime_s),
     }
     payload = msgpack.packb(common | fields)
     payload_type = _payload_type(kind)

@@ -8,6 +8,7 @@ what is unknown is skipped without being built, and the one large value is `body
 from __future__ import annotations
 
 import datetime
+import random
 import re
 import struct
 from collections.abc import Callable
@@ -29,9 +30,10 @@ from tokenplace.errors import (
     Unsupported,
 )
 from tokenplace.generation import CACHE_SCOPE_BYTES, SEED_BYTES, GenerateRequest
-from tokenplace.peer import gen1
+from tokenplace.peer import gen1, grease
 from tokenplace.sealing.answer import SECRET_BYTES
 from tokenplace.sealing.epochs import EPOCH_BYTES
+from tokenplace.sealing.request import padded_bytes
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES
 
 VERSION: Final = 1
@@ -76,9 +78,16 @@ class RequestMap:
 
 
 def encode_request(
-    request: GenerateRequest, epoch: bytes, resp_secret: bytes, reply_key: bytes
+    request: GenerateRequest,
+    epoch: bytes,
+    resp_secret: bytes,
+    reply_key: bytes,
+    dice: random.Random | None = None,
 ) -> bytes:
-    """The payload to seal. Raises what `gen1.encode_body` raises."""
+    """The payload to seal. Raises what `gen1.encode_body` raises.
+
+    dice: for a key that means nothing (`grease.py`); None: without one.
+    """
     fields: dict[str, object] = {
         "v": VERSION,
         "op": GENERATE,
@@ -98,7 +107,12 @@ def encode_request(
         fields["resume"] = [
             {"choice": resume.choice, "ids": list(resume.ids)} for resume in request.resume
         ]
-    return packed(fields)
+    payload = packed(fields)
+    if dice is None:
+        return payload
+    greased = packed(grease.with_unknown_key(fields, dice))
+    is_larger = padded_bytes(len(greased)) > padded_bytes(len(payload))
+    return payload if is_larger else greased
 
 
 def decode_request(payload: bytes) -> RequestMap:
@@ -154,8 +168,10 @@ class Refusal:
     live: bytes | None = None
 
 
-def encode_refusal(refusal: Refusal) -> bytes:
-    """The whole answer, from its first byte on. `refusal.error` is one of `REFUSALS`."""
+def encode_refusal(refusal: Refusal, dice: random.Random | None = None) -> bytes:
+    """The whole answer, from its first byte on. `refusal.error` is one of `REFUSALS`; dice: as of
+    `encode_request`.
+    """
     fields: dict[str, object] = {"code": refusal.error.code.value}
     if refusal.keys is not None:
         fields["keys"] = refusal.keys
@@ -163,7 +179,7 @@ def encode_refusal(refusal: Refusal) -> bytes:
         fields["live"] = refusal.live
     if refusal.error.retry_after_s is not None:
         fields["retry_after_s"] = refusal.error.retry_after_s
-    payload = packed(fields)
+    payload = packed(fields if dice is None else grease.with_unknown_key(fields, dice))
     assert len(payload) <= defaults.MAX_REFUSAL_BYTES, "signed objects too large for a refusal"
     return b"\0" + _REFUSAL_LENGTH.pack(len(payload)) + payload
 

@@ -1,10 +1,8 @@
 """The sealed answer: chunks that only the requester can open, in order, with a proven end
 (docs/protocol.md, section 5).
 
-Start at `AnswerSealer` (donor) and `AnswerOpener` (requester). The chunk format is
-draft-ietf-ohai-chunked-ohttp's: a counter in the nonce refuses chunks that were dropped, swapped or
-repeated, and the final chunk is authenticated as final, so "finished" and "died" cannot be
-confused.
+Start at `AnswerSealer` (donor) and `AnswerOpener` (requester); the chunks themselves are
+`chunks.py`'s.
 
 Differs from OHTTP in where the key comes from: a secret out of the request *and* one sealed to the
 requester's one-time reply key, so a stolen donor key opens requests but never answers.
@@ -12,25 +10,19 @@ requester's one-time reply key, so a stolen donor key opens requests but never a
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import struct
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-
 from tokenplace import defaults
 from tokenplace.errors import BadFormat, ConnectionLost, RemoteProtocolError
+from tokenplace.sealing.chunks import ChunkCipher, ChunkReader
 from tokenplace.sealing.suites import ENC_BYTES, TAG_BYTES, PrivateKey, encrypt
 
 SECRET_BYTES: Final = 32
 _NONCE_BYTES: Final = 32
-_AEAD_NONCE_BYTES: Final = 12
 _REPLY_INFO: Final = b"tokenplace/reply/1"
 _REPLY_ENC_BYTES: Final = ENC_BYTES + SECRET_BYTES + TAG_BYTES
 _OPENING: Final = struct.Struct(f">BH{_REPLY_ENC_BYTES}s{_NONCE_BYTES}s")
@@ -51,28 +43,6 @@ class ReplySecrets:
         return cls(secrets.token_bytes(SECRET_BYTES), PrivateKey.generate())
 
 
-class _Cipher:
-    """The answer's key schedule and its chunk counter, the same on both sides."""
-
-    def __init__(self, ikm: bytes, digest: bytes, nonce: bytes) -> None:
-        prk = hmac.digest(digest + nonce, ikm, "sha256")  # HKDF-Extract (RFC 5869, section 2.2)
-        self._aead = ChaCha20Poly1305(HKDFExpand(hashes.SHA256(), 32, b"key").derive(prk))
-        base = HKDFExpand(hashes.SHA256(), _AEAD_NONCE_BYTES, b"nonce").derive(prk)
-        self._base = int.from_bytes(base, "big")
-        self._count = 0
-
-    def encrypt(self, plaintext: bytes, is_final: bool) -> bytes:
-        return self._aead.encrypt(self._next_nonce(), plaintext, b"final" if is_final else b"")
-
-    def decrypt(self, ciphertext: bytes, is_final: bool) -> bytes:
-        return self._aead.decrypt(self._next_nonce(), ciphertext, b"final" if is_final else b"")
-
-    def _next_nonce(self) -> bytes:
-        nonce = (self._base ^ self._count).to_bytes(_AEAD_NONCE_BYTES, "big")
-        self._count += 1
-        return nonce
-
-
 class AnswerSealer:
     """The donor's side. Send `opening` first, then what `seal` returns; end the stream after the
     final chunk.
@@ -89,18 +59,15 @@ class AnswerSealer:
         except ValueError:
             raise BadFormat("its reply key cannot be used") from None
         self.opening = _OPENING.pack(1, len(enc), enc, nonce)
-        self._cipher = _Cipher(resp_secret + shared, request_digest, nonce)
+        self._cipher = ChunkCipher.derive(resp_secret + shared, request_digest + nonce)
 
     def seal(self, frames: bytes, *, is_final: bool = False) -> bytes:
         """One chunk around whole frames, at most `MAX_FRAMES_BYTES`, padded so that its size says
         little about them.
         """
         assert len(frames) <= MAX_FRAMES_BYTES, "frames do not fit a chunk"
-        length = _LENGTH.size + len(frames)
-        padded = length + -length % defaults.CHUNK_PAD_BYTES
-        plaintext = (_LENGTH.pack(len(frames)) + frames).ljust(padded, b"\0")
-        ciphertext = self._cipher.encrypt(plaintext, is_final)
-        return encode_varint(0 if is_final else len(ciphertext)) + ciphertext
+        plaintext = _LENGTH.pack(len(frames)) + frames + bytes(padding_bytes(len(frames)))
+        return self._cipher.seal(plaintext, is_final=is_final)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +89,7 @@ class _Stage(Enum):
     KIND = auto()
     REFUSAL = auto()
     OPENING = auto()
-    LENGTH = auto()
-    CHUNK = auto()
-    FINAL = auto()
-    DONE = auto()
+    REFUSED = auto()
 
 
 class AnswerOpener:
@@ -142,14 +106,19 @@ class AnswerOpener:
         self._stage = _Stage.KIND
         self._needed = 1  # bytes that must be there before the stage can go on
         self._is_eof = False
-        self._cipher: _Cipher | None = None
+        self._chunks: ChunkReader | None = None  # from the opening on
 
     def receive_data(self, data: bytes) -> None:
-        self._buffer += data
+        if self._chunks is None:
+            self._buffer += data
+        else:
+            self._chunks.receive_data(data)
 
     def receive_eof(self) -> None:
         """The donor's half ended. `next_item` returns the final chunk, or raises."""
         self._is_eof = True
+        if self._chunks is not None:
+            self._chunks.receive_eof()
 
     def next_item(self) -> RefusalBytes | Chunk | None:
         """None: more bytes are needed, or the answer is complete.
@@ -158,8 +127,8 @@ class AnswerOpener:
         and without waiting for its bytes; `ConnectionLost` for an end before the final chunk is
         whole.
         """
-        while self._stage is not _Stage.FINAL:
-            if self._stage is _Stage.DONE:
+        while self._chunks is None:
+            if self._stage is _Stage.REFUSED:
                 if self._buffer:
                     raise RemoteProtocolError("bytes after the end of the answer")
                 return None
@@ -167,24 +136,21 @@ class AnswerOpener:
                 if self._is_eof:
                     raise ConnectionLost
                 return None
-            item = self._step()
-            if item is not None:
-                return item
-        return self._final_chunk()
+            refusal = self._step()
+            if refusal is not None:
+                return refusal
+        opened = self._chunks.next_chunk()
+        return None if opened is None else Chunk(_unpad(opened[0]), is_final=opened[1])
 
-    def _step(self) -> RefusalBytes | Chunk | None:
+    def _step(self) -> RefusalBytes | None:
         """Consume what the stage needs, all of which is there, and go to the next stage."""
         match self._stage:
             case _Stage.KIND:
                 self._read_kind()
             case _Stage.REFUSAL:
                 return self._read_refusal()
-            case _Stage.OPENING:
-                self._read_opening()
-            case _Stage.LENGTH:
-                self._read_length()
             case _:
-                return self._read_chunk()
+                self._read_opening()
         return None
 
     def _read_kind(self) -> None:
@@ -205,7 +171,7 @@ class AnswerOpener:
             return None
         self._take(start)
         payload = self._take(length)
-        self._go(_Stage.DONE, 0)
+        self._go(_Stage.REFUSED, 0)
         return RefusalBytes(payload)
 
     def _read_opening(self) -> None:
@@ -220,49 +186,13 @@ class AnswerOpener:
             shared = self._reply.key.decrypt(enc, _REPLY_INFO)
         except ValueError:
             raise RemoteProtocolError("its answer's key does not open") from None
-        self._cipher = _Cipher(self._reply.resp_secret + shared, self._digest, nonce)
-        self._go(_Stage.LENGTH, 1)
-
-    def _read_length(self) -> None:
-        size = varint_size(self._buffer[0])
-        if len(self._buffer) < size:
-            self._needed = size
-            return
-        length = decode_varint(self._take(size))
-        if length == 0:
-            self._go(_Stage.FINAL, 0)
-        elif _is_chunk_length(length):
-            self._go(_Stage.CHUNK, length)
-        else:
-            raise RemoteProtocolError("a chunk of a size that does not exist")
-
-    def _read_chunk(self) -> Chunk:
-        frames = self._open(self._take(self._needed), is_final=False)
-        self._go(_Stage.LENGTH, 1)
-        return Chunk(frames, is_final=False)
-
-    def _final_chunk(self) -> Chunk | None:
-        if len(self._buffer) > _MAX_CIPHERTEXT_BYTES:
-            raise RemoteProtocolError("bytes after the end of the answer")
-        if not self._is_eof:
-            return None
-        if not _is_chunk_length(len(self._buffer)):
-            raise ConnectionLost  # cut off: a final chunk is padded like any other
-        frames = self._open(self._take(len(self._buffer)), is_final=True)
-        self._go(_Stage.DONE, 0)
-        return Chunk(frames, is_final=True)
-
-    def _open(self, ciphertext: bytes, *, is_final: bool) -> bytes:
-        assert self._cipher is not None, "a chunk before the opening"
-        try:
-            plaintext = self._cipher.decrypt(ciphertext, is_final)
-        except InvalidTag:
-            raise RemoteProtocolError("a chunk of its answer does not open") from None
-        (length,) = _LENGTH.unpack_from(plaintext)
-        end = _LENGTH.size + length
-        if end > len(plaintext) or plaintext.count(0, end) != len(plaintext) - end:
-            raise RemoteProtocolError("a chunk with wrong padding")
-        return plaintext[_LENGTH.size : end]
+        cipher = ChunkCipher.derive(self._reply.resp_secret + shared, self._digest + nonce)
+        self._chunks = ChunkReader(
+            cipher, is_length=_is_chunk_length, max_bytes=_MAX_CIPHERTEXT_BYTES
+        )
+        self._chunks.receive_data(self._take(len(self._buffer)))
+        if self._is_eof:
+            self._chunks.receive_eof()
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])
@@ -273,27 +203,19 @@ class AnswerOpener:
         self._stage, self._needed = stage, needed
 
 
+def padding_bytes(n_frames_bytes: int) -> int:
+    """How many zeros follow frames of so many bytes in their chunk."""
+    return -(_LENGTH.size + n_frames_bytes) % defaults.CHUNK_PAD_BYTES
+
+
+def _unpad(plaintext: bytes) -> bytes:
+    (length,) = _LENGTH.unpack_from(plaintext)
+    end = _LENGTH.size + length
+    if end > len(plaintext) or plaintext.count(0, end) != len(plaintext) - end:
+        raise RemoteProtocolError("a chunk with wrong padding")
+    return plaintext[_LENGTH.size : end]
+
+
 def _is_chunk_length(length: int) -> bool:
     padded = length - TAG_BYTES
     return 0 < padded <= defaults.MAX_CHUNK_BYTES and padded % defaults.CHUNK_PAD_BYTES == 0
-
-
-def encode_varint(value: int) -> bytes:
-    """QUIC's variable-length integer (RFC 9000, section 16), in its shortest form; up to 30 bits,
-    as chunks need no more.
-    """
-    if value < 1 << 6:
-        return value.to_bytes(1, "big")
-    if value < 1 << 14:
-        return (value | 1 << 14).to_bytes(2, "big")
-    return (value | 2 << 30).to_bytes(4, "big")
-
-
-def varint_size(first_byte: int) -> int:
-    """How many bytes the integer takes that starts with this one: 1, 2, 4 or 8."""
-    return 1 << (first_byte >> 6)
-
-
-def decode_varint(data: bytes) -> int:
-    """The value of one whole variable-length integer."""
-    return int.from_bytes(data, "big") & ((1 << (8 * len(data) - 2)) - 1)

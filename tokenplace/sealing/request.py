@@ -59,17 +59,22 @@ def seal_request(payload: bytes, key: PublicKey, donor_id: bytes, network: str) 
         raise RemoteProtocolError("its encryption key cannot be used") from None
 
 
-def open_request(sealed: bytes, keys: KeyRing, donor_id: bytes, network: str) -> OpenedRequest:
-    """Open what `seal_request` made. Raises `RequestTooBig`, `UnknownKey` or `BadFormat`."""
+def open_request(
+    sealed: bytes, keys: KeyRing, donor_id: bytes, network: str, now: float
+) -> OpenedRequest:
+    """Open what `seal_request` made. `now` is the key ring's.
+
+    Raises `RequestTooBig`, `UnknownKey` or `BadFormat`.
+    """
     if len(sealed) > defaults.MAX_REQUEST_FRAME_BYTES:
         raise RequestTooBig
     header, ciphertext = sealed[: _HEADER.size], sealed[_HEADER.size :]
     if len(header) < _HEADER.size or header[0] != _FORMAT:
         raise BadFormat("unknown request format")
     _, key_id, kem, kdf, aead = _HEADER.unpack(header)
-    private_key = keys.private_key(key_id)
+    private_key = keys.private_key(key_id, now)
     # Every key here has the one suite of version 1, so any other would be weaker than the best
-    # advertised (section 4).
+    # advertised (section 4). The X25519 half of a key would open what is sealed to it alone.
     if (kem, kdf, aead) != (suites.KEM_ID, suites.KDF_ID, suites.AEAD_ID):
         raise BadFormat("unknown cipher suite")
     try:
@@ -77,6 +82,12 @@ def open_request(sealed: bytes, keys: KeyRing, donor_id: bytes, network: str) ->
     except ValueError:
         raise BadFormat("it does not open") from None
     return OpenedRequest(_unpad(plaintext), ciphertext[: suites.ENC_BYTES], request_digest(sealed))
+
+
+def padded_bytes(n_payload_bytes: int) -> int:
+    """The plaintext's size around a payload of so many bytes: all that the wire shows of it."""
+    length = _LENGTH.size + n_payload_bytes
+    return max(defaults.MIN_PADDED_BYTES, 1 << (length - 1).bit_length())
 
 
 def _info(network: str, donor_id: bytes, header: bytes) -> bytes:
@@ -90,8 +101,7 @@ def _info(network: str, donor_id: bytes, header: bytes) -> bytes:
 
 
 def _pad(payload: bytes) -> bytes:
-    length = _LENGTH.size + len(payload)
-    padded = max(defaults.MIN_PADDED_BYTES, 1 << (length - 1).bit_length())
+    padded = padded_bytes(len(payload))
     if padded > defaults.MAX_PADDED_BYTES:
         raise RequestTooBig
     return (_LENGTH.pack(len(payload)) + payload).ljust(padded, b"\0")
