@@ -58,6 +58,16 @@ async def test_a_signal_ends_the_block_in_order(
     assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= stopping.STOP_TIMEOUT_S < 5
 
 
+@pytest.mark.usefixtures("_no_alarm")
+async def test_what_is_around_the_inner_block_winds_up_uncancelled() -> None:
+    async with until_signal() as stopping:
+        with stopping.only_this():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await trio.sleep_forever()
+        await trio.sleep(0.01)  # would raise, were it cancelled
+        assert stopping.is_stopping
+
+
 async def test_a_block_that_ends_by_itself_leaves_nothing_behind() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     async with until_signal():

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
+from tokenplace import defaults
 from tokenplace.dht.announce import Announcer, open_announcer
 from tokenplace.dht.bootstrap import BootstrapList, Joiner, parse_addrs
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
 from tokenplace.dht.finder import Finder, open_finder
 from tokenplace.dht.kad import Kad, open_kad
+from tokenplace.dht.messages import PeerAddrs
 from tokenplace.peer.adverts import DonorState, Load, OfferedModel
 from tokenplace.peer.background import open_background
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import Identity, throwaway_identity
+from tokenplace.sealing.keys import AdvertisedKeys
 from tokenplace.sealing.suites import PublicKey
 
 NETWORK = "test"
@@ -45,6 +48,11 @@ TINY_MODEL = model_of("tiny-model")
 OTHER_MODEL = model_of("other-model")
 
 
+def advertised(key: PublicKey) -> AdvertisedKeys:
+    """`key` for as long as a statement may say it."""
+    return AdvertisedKeys((key,), defaults.KEYS_LIFETIME_S)
+
+
 @dataclass(eq=False)
 class Donor:
     """A donor that says what a test wants it to say."""
@@ -63,7 +71,7 @@ class Donor:
             network,
             addrs=lambda: self.addrs,
             models=lambda: self.models,
-            public_keys=lambda: [self.key],
+            public_keys=lambda: advertised(self.key),
             load=lambda: self.load,
             epoch=lambda: self.epoch,
             now=lambda: self.now,
@@ -87,10 +95,15 @@ class ServingPeer:
 
 
 @asynccontextmanager
-async def open_joiner(host: PeerHost, kad: Kad, addrs: Sequence[str]) -> AsyncIterator[Joiner]:
+async def open_joiner(
+    host: PeerHost,
+    kad: Kad,
+    addrs: Sequence[str],
+    remembered: Callable[[], Sequence[PeerAddrs]] = tuple,
+) -> AsyncIterator[Joiner]:
     bootstrap = BootstrapList(parse_addrs((addr, "test") for addr in addrs), "test")
     async with open_background() as nursery:
-        joiner = Joiner(host, kad, bootstrap)
+        joiner = Joiner(host, kad, bootstrap, remembered)
         nursery.start_soon(joiner.run)
         yield joiner
 
@@ -112,7 +125,7 @@ async def open_serving_peer(
                 NETWORK,
                 addrs=host.addrs,
                 models=lambda: models,
-                public_keys=lambda: [PublicKey(1, 0x647A, 1, 3, bytes(1216))],
+                public_keys=lambda: advertised(PublicKey(1, 0x647A, 1, 3, bytes(1216))),
                 load=lambda: Load(DonorState.ACCEPTING, 0, 100.0, 10.0),
                 epoch=lambda: bytes(8),
             )
@@ -132,11 +145,13 @@ class AskingPeer:
 
 
 @asynccontextmanager
-async def open_asking_peer(bootstrap: Sequence[str]) -> AsyncIterator[AskingPeer]:
+async def open_asking_peer(
+    bootstrap: Sequence[str], remembered: Callable[[], Sequence[PeerAddrs]] = tuple
+) -> AsyncIterator[AskingPeer]:
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_host(throwaway_identity()))
         kad = await stack.enter_async_context(open_kad(host, network=NETWORK, server=False))
-        joiner = await stack.enter_async_context(open_joiner(host, kad, bootstrap))
+        joiner = await stack.enter_async_context(open_joiner(host, kad, bootstrap, remembered))
         cache = DirectoryCache(NETWORK, allow_private=True)
         finder = await stack.enter_async_context(
             open_finder(host, kad, joiner, cache, network=NETWORK)

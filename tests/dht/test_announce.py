@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.dht.donating import NETWORK, NOW, OTHER_MODEL, TINY_MODEL, Donor, ide
 from tokenplace import defaults
 from tokenplace.dht.announce import Announcer, open_announcer
 from tokenplace.dht.kad import Kad
-from tokenplace.dht.keys import keys_to_provide
+from tokenplace.dht.keys import Kind, keys_to_provide, keys_to_search
 from tokenplace.peer.adverts import DonorState, Load, verify_keys, verify_live, verify_offer
 from tokenplace.sealing.suites import PublicKey
 
@@ -58,11 +58,14 @@ def test_a_statement_is_signed_anew_only_when_it_must_be(alice: Donor) -> None:
     announcer = alice.announcer()
     keys, offer, live = announcer.signed_keys(), announcer.signed_offer(), announcer.signed_live()
 
-    alice.load = Load(DonorState.FINISHING, 8, 1.0, 1.0)
+    alice.load = Load(DonorState.ACCEPTING, 8, 1.0, 1.0)
     alice.now += defaults.LIVE_REFRESH_S - 1
     assert announcer.signed_live() == live
     alice.now += 1
-    assert announcer.signed_live() != live
+    newer = announcer.signed_live()
+    assert newer != live
+    alice.load = Load(DonorState.FINISHING, 8, 1.0, 1.0)
+    assert announcer.signed_live() != newer, "said at once"
     assert (announcer.signed_keys(), announcer.signed_offer()) == (keys, offer)
 
     alice.addrs = ["/ip4/198.51.100.1/tcp/4010"]
@@ -126,6 +129,7 @@ class FakeKad(Kad):
         self.n_known = 1
         self.provided: list[tuple[float, bytes]] = []
         self.withdrawn: list[bytes] = []
+        self.forgotten: list[bytes] = []
 
     def n_peers(self) -> int:
         return self.n_known
@@ -136,7 +140,10 @@ class FakeKad(Kad):
         return self.confirms
 
     def unprovide(self, key: bytes) -> None:
-        self.withdrawn.append(key)
+        self.forgotten.append(key)
+
+    async def withdraw(self, keys: Iterable[bytes]) -> None:
+        self.withdrawn.extend(keys)
 
     def provided_since(self, time: float) -> set[bytes]:
         return {key for at, key in self.provided if at > time}
@@ -200,6 +207,22 @@ async def test_joining_and_moving_announce_at_once(alice: Donor, autojump_clock:
         assert kad.provided_since(602) == keys_of(alice, NOW)
 
 
+async def test_a_donor_that_nobody_reaches_answers_but_is_not_announced(
+    alice: Donor, autojump_clock: MockClock
+) -> None:
+    addrs, alice.addrs = alice.addrs, []
+    async with open_announced(alice) as (announcer, kad):
+        await trio.sleep(10)
+        assert kad.provided == []
+        assert announcer.own() is not None, "who is connected already may ask it"
+        alice.addrs = addrs
+        await trio.sleep(2)
+        assert kad.provided_since(10) == keys_of(alice, NOW)
+        alice.addrs = []
+        await trio.sleep(2)
+        assert set(kad.withdrawn) == keys_of(alice, NOW)
+
+
 async def test_a_models_coming_and_going_changes_its_keys_alone(
     alice: Donor, autojump_clock: MockClock
 ) -> None:
@@ -226,8 +249,63 @@ async def test_tomorrows_keys_come_an_hour_early_and_yesterdays_go(
         assert tomorrow == keys_of(alice, MIDNIGHT)
         alice.now = MIDNIGHT + 1
         await trio.sleep(2)
-        assert set(kad.withdrawn) == today
+        assert set(kad.forgotten) == today
+        assert not kad.withdrawn, "of yesterday nobody asks: no messages at midnight"
         assert not kad.provided_since(4)
+        alice.now = MIDNIGHT + 24 * 3600 - 3599
+        await trio.sleep(2)
+        assert kad.provided_since(6) == keys_of(alice, alice.now) - tomorrow
+
+
+async def test_at_every_moment_a_donor_is_found_under_that_days_keys(
+    alice: Donor, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over two midnights, while records live as long as servers keep them."""
+    monkeypatch.setattr(defaults, "ANNOUNCE_CHECK_S", 30.0)
+
+    def now() -> float:
+        return MIDNIGHT - 2 * 3600 + trio.current_time()
+
+    subjects = [
+        (Kind.DONORS, ""),
+        (Kind.MODEL, TINY_MODEL.name),
+        (Kind.ARTIFACT, TINY_MODEL.artifact),
+    ]
+    async with open_announced(alice) as (announcer, kad):
+        announcer.now = now
+        await trio.sleep(30)
+        for _ in range(28 * 20):
+            await trio.sleep(180)
+            stored = kad.provided_since(trio.current_time() - defaults.PROVIDER_TTL_S)
+            for kind, value in subjects:
+                assert stored.intersection(keys_to_search(NETWORK, kind, value, now()))
+
+
+async def test_what_is_under_way_when_it_is_withdrawn_is_not_announced_after_all(
+    alice: Donor, autojump_clock: MockClock
+) -> None:
+    async with open_announced(alice) as (announcer, kad):
+        await trio.sleep(0.05)  # in the middle of the first `provide`
+        await announcer.withdraw(kad)
+        await trio.sleep(60)
+        assert kad.provided == []
+        assert announcer.status().n_keys == 0
+
+
+async def test_who_leaves_the_dht_still_says_that_it_is_finishing(
+    alice: Donor, autojump_clock: MockClock
+) -> None:
+    async with open_announced(alice) as (announcer, kad):
+        await trio.sleep(2)
+        alice.load = Load(DonorState.FINISHING, 1, 1.0, 1.0)
+        await announcer.leave(kad)
+        assert set(kad.withdrawn) == keys_of(alice, NOW)
+        own = announcer.own()
+        assert own is not None
+        live = verify_live(
+            own.entry.live or b"", peer_id=alice.identity.peer_id, network=NETWORK, now=alice.now
+        )
+        assert live.load.state is DonorState.FINISHING
 
 
 async def test_leaving_withdraws_everything(alice: Donor, autojump_clock: MockClock) -> None:

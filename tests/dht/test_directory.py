@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.dht.donating import NETWORK, NOW, OTHER_MODEL, TINY_MODEL, Donor, identity_of
+from tests.peer.hosts import LOOPBACK, wait_until
 from tests.peer.memory import MemoryPeerStream, stream_pair
 from tokenplace import defaults
 from tokenplace.dht import directory_wire as wire
@@ -16,6 +17,8 @@ from tokenplace.dht.directory import Answer, Directory, fetch
 from tokenplace.dht.directory_wire import Entry, Op, Query
 from tokenplace.dht.donors import DirectoryCache
 from tokenplace.errors import ConnectFailed, ConnectionLost, DonorSilent, RemoteProtocolError
+from tokenplace.peer.host import open_host
+from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.streams import PeerStream
 
 ALICE = Donor(identity_of("alice"))
@@ -100,6 +103,15 @@ async def test_answers(query: Query, expected: set[Donor]) -> None:
     assert sorted(entry.offer for entry in answer.entries) == sorted(
         entry_of(donor).offer for donor in expected
     )
+
+
+@pytest.mark.parametrize("op", [Op.SAMPLE, Op.PEER], ids=str)
+async def test_a_donor_without_address_speaks_for_itself_alone(op: Op) -> None:
+    unreached = Donor(identity_of("dave"), addrs=[])
+    peer_id = unreached.identity.peer_id_bytes
+    assert (await ask(directory_of(None, unreached).handle, Query(op, peer_id))).entries == []
+    own = await ask(directory_of(unreached).handle, Query(op, peer_id))
+    assert own.entries == [entry_of(unreached)]
 
 
 async def test_a_peer_that_donates_nothing_has_no_statements_of_its_own() -> None:
@@ -237,19 +249,23 @@ async def test_who_asks_nothing_or_does_not_read_is_dropped(autojump_clock: Mock
     )
 
 
-async def test_one_peer_cannot_take_all_streams(autojump_clock: MockClock) -> None:
-    directory = directory_of(ALICE)
-    idle = [stream_pair(("MALLORY", "ALICE")) for _ in range(10)]
-    async with trio.open_nursery() as nursery:
-        for _, theirs in idle:
-            nursery.start_soon(directory.handle, theirs)
-        await trio.testing.wait_all_tasks_blocked()
-        assert sum(theirs.was_reset for _, theirs in idle) == (
-            10 - defaults.DIRECTORY_STREAMS_PER_PEER
-        )
-        assert len((await ask(directory.handle)).entries) == 1  # from another peer
-    assert len((await ask(directory.handle)).entries) == 1
-    mine, theirs = stream_pair(("MALLORY", "ALICE"))
-    await mine.send_all(wire.encode_query(SAMPLE))
-    await directory.handle(theirs)
-    assert not theirs.was_reset
+async def test_one_peer_cannot_take_all_streams() -> None:
+    async with (
+        open_host(throwaway_identity(), listen=[LOOPBACK]) as host,
+        open_host(throwaway_identity()) as mallory,
+        open_host(throwaway_identity()) as bob,
+    ):
+        directory_of(ALICE).serve_on(host)
+        await mallory.connect(host.peer_id, host.addrs())
+        *idle, one_more = [
+            await mallory.open_stream(host.peer_id, wire.PROTOCOL_ID)
+            for _ in range(defaults.DIRECTORY_STREAMS_PER_PEER + 1)
+        ]
+        with pytest.raises(trio.BrokenResourceError):
+            await one_more.receive_some(1)
+        answer = await fetch(bob, host.peer_id, SAMPLE, addrs=host.addrs())
+        assert len(answer.entries) == 1
+        for stream in idle:
+            await stream.reset()
+        await wait_until(lambda: sum(c.n_streams for c in host.connections()) == 0)
+        assert len((await fetch(mallory, host.peer_id, SAMPLE)).entries) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 
 import msgpack
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.peer.mutations import ANYTHING, damaged
 from tokenplace import defaults
 from tokenplace.dht import directory_wire as wire
 from tokenplace.dht.directory_wire import Entry, Op, Query
@@ -59,6 +61,24 @@ def test_garbage_is_refused_and_never_more(data: bytes) -> None:
         except RemoteProtocolError:
             continue
         assert msgpack.unpackb(data) is not None
+
+
+RIGHT_QUERY = wire.encode_query(Query(Op.MODEL, "tiny-model", 3))[wire.QUERY_LENGTH.size :]
+RIGHT_ANSWER = wire.encode_answer([Entry(b"keys", b"offer", b"live"), Entry(b"k", b"o")])[
+    wire.ANSWER_LENGTH.size :
+]
+
+
+@given(query=damaged(RIGHT_QUERY), answer=damaged(RIGHT_ANSWER), anything=ANYTHING)
+def test_damage_is_a_declared_error(query: bytes, answer: bytes, anything: object) -> None:
+    fields = {"op": "peer", "value": anything, "max": 1, "later": anything}
+    for data in (query, msgpack.packb(fields), msgpack.packb(fields | {"max": anything})):
+        with contextlib.suppress(RemoteProtocolError):
+            assert 0 < wire.decode_query(data).max_entries <= defaults.MAX_DIRECTORY_ENTRIES
+    entry = {"keys": b"k", "offer": anything, "later": anything}
+    for data in (answer, msgpack.packb(anything), msgpack.packb([entry])):
+        with contextlib.suppress(RemoteProtocolError):
+            assert all(isinstance(e.keys, bytes) for e in wire.decode_answer(data))
 
 
 @pytest.mark.parametrize(

@@ -94,17 +94,6 @@ def test_a_donors_own_live_is_fresh_whatever_its_clock_says(alice: Donor) -> Non
     assert add(cache_of(), alice, now=NOW).load(NOW) is not None
 
 
-def test_lookup_is_by_artifact_or_its_first_digits_and_by_name_only_without(alice: Donor) -> None:
-    cache = cache_of()
-    record = add(cache, alice)
-    name, artifact = TINY_MODEL.name, TINY_MODEL.artifact
-    assert cache.lookup([name], [], NOW) == [record]
-    assert cache.lookup([], [artifact], NOW) == [record]
-    assert cache.lookup(["any"], [OTHER_MODEL.artifact, artifact[:12]], NOW) == [record]
-    assert cache.lookup([name], [OTHER_MODEL.artifact], NOW) == []
-    assert cache.lookup(["any"], [], NOW) == []
-
-
 def test_a_failed_donor_is_back_only_by_its_own_word(alice: Donor) -> None:
     cache = cache_of()
     record = add(cache, alice)
@@ -176,6 +165,54 @@ def test_two_different_keys_under_one_number_drop_the_donor(alice: Donor) -> Non
     with pytest.raises(RemoteProtocolError, match="two different keys"):
         add(cache, alice)
     assert cache.renew(record.peer_id, record.keys_envelope, None, now=NOW) is None
+
+
+def flood(cache: DirectoryCache, n_donors: int) -> None:
+    """So many donors that everybody known before is crowded out."""
+    for number in range(n_donors):
+        add(cache, Donor(identity_of(f"flood {number}"), now=NOW + 10 + number))
+
+
+@pytest.mark.parametrize("n_flood", [0, 20])
+def test_two_peers_with_different_keys_of_one_donor_drop_it_even_after_it_was_crowded_out(
+    alice: Donor, n_flood: int
+) -> None:
+    cache = cache_of(max_donors=5)
+    record = add(cache, alice, by="bob's peer id")
+    forked = sign_keys(alice.identity, NETWORK, [OTHER_KEY], seq=record.keys.seq, now=NOW)
+    flood(cache, n_flood)
+    with pytest.raises(RemoteProtocolError, match="two different keys"):
+        cache.add(Entry(forked, record.offer_envelope), answered_by=CAROL, now=NOW + 60)
+    flood(cache, n_flood)
+    with pytest.raises(RemoteProtocolError, match="two different keys"):
+        add(cache, alice, now=NOW + 61)
+    assert record.peer_id not in {known.peer_id for known in cache.donors(NOW + 61)}
+
+
+def test_a_donor_crowded_out_does_not_come_back_as_it_was_before(alice: Donor) -> None:
+    cache = cache_of(max_donors=5)
+    old = entry_of(alice)
+    alice.models, alice.now = [OTHER_MODEL], NOW + 1
+    add(cache, alice, by=CAROL)
+    flood(cache, 20)
+    assert cache.get(alice.identity.peer_id, NOW + 60) is None
+    with pytest.raises(RemoteProtocolError, match="older"):
+        cache.add(old, answered_by=CAROL, now=NOW + 60)
+
+
+def test_what_is_remembered_is_bounded_and_the_banned_are_remembered_longest(
+    alice: Donor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "MAX_FLOORS", 8)
+    cache = cache_of(max_donors=5)
+    record = add(cache, alice)
+    forked = sign_keys(alice.identity, NETWORK, [OTHER_KEY], seq=record.keys.seq, now=NOW)
+    with pytest.raises(RemoteProtocolError, match="two different keys"):
+        cache.add(Entry(forked, record.offer_envelope), answered_by=CAROL, now=NOW)
+    flood(cache, 40)
+    assert len(cache._floors) == 8
+    with pytest.raises(RemoteProtocolError, match="two different keys"):
+        add(cache, alice, now=NOW + 61)
 
 
 def test_keys_that_the_offer_does_not_name_are_refused_unless_newer(alice: Donor) -> None:

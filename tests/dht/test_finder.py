@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from tests.dht.donating import (
@@ -18,6 +19,7 @@ from tokenplace import defaults
 from tokenplace.dht import directory_wire as wire
 from tokenplace.dht.directory_wire import Entry
 from tokenplace.dht.finder import FindResult
+from tokenplace.models.names import NamedModel
 from tokenplace.peer.streams import PeerStream, StreamHandler
 
 
@@ -30,7 +32,8 @@ async def wait_announced(*peers: ServingPeer) -> None:
 
 
 async def find(asker: AskingPeer, deadline_s: float = defaults.FIND_TIMEOUT_S) -> FindResult:
-    return await asker.finder.find([TINY_MODEL.name], [TINY_MODEL.artifact], deadline_s=deadline_s)
+    wanted = [NamedModel(TINY_MODEL.name, TINY_MODEL.artifact)]
+    return await asker.finder.find(wanted, deadline_s=deadline_s)
 
 
 def peers_of(result: FindResult) -> set[str]:
@@ -68,7 +71,8 @@ async def test_one_address_is_enough_when_it_is_the_donors() -> None:
         open_asking_peer([donor.addr]) as asker,
     ):
         with trio.fail_after(2):
-            [record] = (await asker.finder.find([], [TINY_MODEL.artifact[:12]])).donors
+            pinned = NamedModel("", TINY_MODEL.artifact[:12])
+            [record] = (await asker.finder.find([pinned])).donors
         assert record.peer_id == donor.host.peer_id
         assert record.addrs
         assert record.rtt_s is not None
@@ -88,6 +92,8 @@ async def test_a_peers_directory_leads_to_donors_that_the_dht_does_not_name() ->
             with trio.fail_after(2):
                 assert peers_of(await find(asker)) == {donor.host.peer_id}
             await wait_until(lambda: asker.finder.known()[0].rtt_s is not None)  # asked itself
+            found_at = {addr.partition("/p2p/")[0] for addr in donor.host.addrs()}
+            assert set(asker.finder.known()[0].addrs) == found_at, "not where it was heard of"
 
 
 async def test_nobody_offers_it_is_a_certain_and_quick_answer() -> None:
@@ -136,7 +142,8 @@ async def test_many_who_ask_for_the_same_share_one_search() -> None:
 # ---------------------------------------------------------------- dead donors
 
 
-async def test_a_donor_that_died_before_anybody_met_it() -> None:
+async def test_a_donor_that_died_before_anybody_met_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "WITHDRAW_TIMEOUT_S", 0)  # it has no time to say goodbye
     async with open_serving_peer() as bootstrap:
         async with open_serving_peer([bootstrap.addr], [TINY_MODEL]) as donor:
             await wait_announced(donor)
@@ -145,7 +152,10 @@ async def test_a_donor_that_died_before_anybody_met_it() -> None:
                 assert await find(asker) == FindResult((), complete=True)
 
 
-async def test_a_donor_that_died_is_not_offered_again_and_the_other_one_is() -> None:
+async def test_a_donor_that_died_is_not_offered_again_and_the_other_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "WITHDRAW_TIMEOUT_S", 0)
     async with open_serving_peer() as bootstrap, open_asking_peer([bootstrap.addr]) as asker:
         await asker.joiner.wait_joined()
         async with open_serving_peer([bootstrap.addr], [TINY_MODEL]) as survivor:
@@ -159,6 +169,18 @@ async def test_a_donor_that_died_is_not_offered_again_and_the_other_one_is() -> 
             with trio.fail_after(5):  # the survivor proves that it lives, the victim cannot
                 assert peers_of(await find(asker)) == {survivor.host.peer_id}
             assert [status.is_failed for status in asker.finder.status()].count(True) == 1
+
+
+async def test_who_leaves_in_order_is_gone_from_the_dht_and_from_those_who_knew_it() -> None:
+    async with (
+        open_serving_peer() as bootstrap,
+        open_asking_peer([bootstrap.addr]) as asker,
+    ):
+        async with open_serving_peer([bootstrap.addr], [TINY_MODEL]) as donor:
+            await wait_announced(donor)
+            assert peers_of(await find(asker)) == {donor.host.peer_id}
+        assert bootstrap.kad._store.n_records == 0
+        await wait_until(lambda: not asker.finder.known())
 
 
 async def test_a_donor_that_stopped_donating_is_forgotten() -> None:
@@ -241,7 +263,7 @@ async def test_a_hostile_peer_neither_hides_nor_delays_the_donor() -> None:
     ):
         await wait_announced(donor)
         assert donor.announcer is not None
-        for key in donor.announcer._keys_now():
+        for key in donor.announcer._keys_at(donor.announcer.now()):
             await hostile.kad.provide(key)
         for answer in HOSTILE:
             hostile.host.set_stream_handler(wire.PROTOCOL_ID, answer)

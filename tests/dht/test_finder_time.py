@@ -3,125 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.dht.donating import NETWORK, NOW, OTHER_MODEL, TINY_MODEL, Donor, identity_of
-from tests.peer.memory import stream_pair
+from tests.dht.donating import OTHER_MODEL, TINY_MODEL
+from tests.dht.finder_lab import Network, find, now, open_finder_in
 from tokenplace import defaults
-from tokenplace.dht.directory import Directory
-from tokenplace.dht.donors import DirectoryCache
-from tokenplace.dht.finder import Finder, FindResult, open_finder
-from tokenplace.dht.kad import ProviderSearch
+from tokenplace.dht.finder import FindResult
 from tokenplace.dht.messages import PeerAddrs
+from tokenplace.dht.scouting import spread
 from tokenplace.dht.turns import Turns
-from tokenplace.errors import ConnectFailed
-from tokenplace.peer.streams import PeerStream
-
-
-def now() -> float:
-    return NOW + trio.current_time()
-
-
-@dataclass(eq=False)
-class Network:
-    """Everybody else: a host, a DHT and a joiner in one, each as far as the finder needs it."""
-
-    donors: dict[str, Donor] = field(default_factory=dict)
-    bootstrap: list[str] = field(default_factory=list)
-    in_dht: list[str] = field(default_factory=list)
-    dead: set[str] = field(default_factory=set)
-    silent: set[str] = field(default_factory=set)
-    asked: list[tuple[float, str]] = field(default_factory=list)
-    is_cut_short: bool = False
-    n_open: Counter[str] = field(default_factory=Counter)
-    most_open: int = 0
-    most_open_to_one: int = 0
-    nursery: trio.Nursery | None = None
-
-    def add(self, name: str) -> str:
-        donor = Donor(identity_of(name))
-        self.donors[donor.identity.peer_id] = donor
-        return donor.identity.peer_id
-
-    def n_asked_since(self, time: float) -> int:
-        return sum(at >= time for at, _ in self.asked)
-
-    # as a host
-    def connections(self) -> list[Any]:
-        return []
-
-    async def open_stream(
-        self, peer_id: str, protocol: str, addrs: Sequence[str] = ()
-    ) -> PeerStream:
-        self.asked.append((trio.current_time(), peer_id))
-        await trio.sleep(0.01)
-        if peer_id in self.dead:
-            raise ConnectFailed
-        mine, theirs = stream_pair((peer_id, "asker"))
-        assert self.nursery is not None
-        self.nursery.start_soon(self._answer, peer_id, theirs)
-        return mine
-
-    async def _answer(self, peer_id: str, stream: PeerStream) -> None:
-        self.n_open[peer_id] += 1
-        self.most_open = max(self.most_open, self.n_open.total())
-        self.most_open_to_one = max(self.most_open_to_one, self.n_open[peer_id])
-        if peer_id in self.silent:
-            with trio.move_on_after(defaults.DIRECTORY_ASK_TIMEOUT_S):
-                await trio.sleep_forever()
-        else:
-            donor = self.donors[peer_id]
-            donor.now = now()
-            cache = DirectoryCache(NETWORK, allow_private=False)
-            await Directory(cache, peer_id, donor.announcer().own, now).handle(stream)
-        self.n_open[peer_id] -= 1
-
-    # as a DHT
-    def n_peers(self) -> int:
-        return 1
-
-    async def find_providers(self, key: bytes, *, soft_s: float) -> ProviderSearch:
-        await trio.sleep(0.1)
-        is_whole = soft_s > defaults.WALK_SOFT_S or not self.is_cut_short
-        providers = tuple(PeerAddrs(peer, ()) for peer in self.in_dht)
-        return ProviderSearch(providers, complete=is_whole)
-
-    # as a joiner
-    @property
-    def peers(self) -> tuple[PeerAddrs, ...]:
-        return tuple(PeerAddrs(peer, ()) for peer in self.bootstrap)
-
-    async def wait_joined(self) -> None:
-        await trio.lowlevel.checkpoint()
+from tokenplace.models.names import NamedModel
 
 
 @pytest.fixture
 def network() -> Network:
     return Network()
-
-
-@asynccontextmanager
-async def open_finder_in(network: Network) -> AsyncIterator[Finder]:
-    cache = DirectoryCache(NETWORK, allow_private=False)
-    everybody: Any = network
-    async with trio.open_nursery() as nursery:
-        network.nursery = nursery
-        async with open_finder(
-            everybody, everybody, everybody, cache, network=NETWORK, now=now
-        ) as finder:
-            yield finder
-        nursery.cancel_scope.cancel()
-
-
-async def find(finder: Finder) -> FindResult:
-    return await finder.find([TINY_MODEL.name], [TINY_MODEL.artifact])
 
 
 async def test_while_a_model_is_asked_for_its_donors_load_stays_fresh(
@@ -232,7 +132,7 @@ async def test_however_many_search_among_however_many_silent_peers_the_effort_is
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
             for n in range(3 * defaults.MAX_SEARCHES):
-                nursery.start_soon(finder.find, [f"model-{n}"])
+                nursery.start_soon(finder.find, [NamedModel(f"model-{n}")])
         assert trio.current_time() - start <= defaults.FIND_TIMEOUT_S
     assert network.most_open <= defaults.FOREGROUND_FETCHES + defaults.BACKGROUND_FETCHES
     assert network.most_open_to_one <= defaults.ASKED_AT_ONCE
@@ -243,10 +143,51 @@ async def test_more_names_than_can_be_searched_one_by_one_are_found_among_all_do
 ) -> None:
     network.in_dht = [network.add("alice")]
     async with open_finder_in(network) as finder:
-        names = [f"model-{n}" for n in range(50)]
-        artifacts = [OTHER_MODEL.artifact] * 49 + [TINY_MODEL.artifact]
-        result = await finder.find(names, artifacts)
+        models = [NamedModel(f"model-{n}", OTHER_MODEL.artifact) for n in range(49)]
+        result = await finder.find([*models, NamedModel("model-49", TINY_MODEL.artifact)])
         assert [record.peer_id for record in result.donors] == network.in_dht
+
+
+# ---------------------------------------------------------------- squatters and other templates
+
+
+async def test_squatters_of_one_hoster_do_not_hide_the_honest_donor(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    """The nearest server is theirs, names 60 of them, and they never answer."""
+    network.in_dht = [network.add(f"squatter {n}") for n in range(60)]
+    network.silent = set(network.in_dht)
+    for number, squatter in enumerate(network.in_dht):
+        network.donors[squatter].addrs = [f"/ip4/20.1.0.{number}/tcp/4010"]
+    network.at_the_end = [alice := network.add("alice")]
+    network.donors[alice].addrs = ["/ip4/1.1.1.1/tcp/4010"]
+    network.is_cut_short = True
+    async with open_finder_in(network) as finder:
+        result = await find(finder)
+        assert [record.peer_id for record in result.donors] == [alice]
+        assert trio.current_time() < defaults.FIND_TIMEOUT_S
+
+
+def test_of_many_networks_one_peer_each_comes_first() -> None:
+    def peer(name: str, ip: str) -> PeerAddrs:
+        return PeerAddrs(name, (f"/ip{6 if ':' in ip else 4}/{ip}/tcp/4010",))
+
+    crowd = [peer(f"crowd {n}", f"20.1.{n}.1") for n in range(3)]
+    others = [peer("alice", "1.1.1.1"), peer("bob", "2a00:1::1"), PeerAddrs("carol", ())]
+    assert spread([*crowd, *others]) == [crowd[0], *others, *crowd[1:]]
+
+
+async def test_a_donor_with_another_template_does_not_end_the_search(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    wanted = replace(TINY_MODEL, template="a" * 64)
+    network.bootstrap, network.in_dht = [network.add("alice")], [bob := network.add("bob")]
+    network.donors[network.bootstrap[0]].models = [replace(wanted, template="b" * 64)]
+    network.donors[bob].models = [wanted]
+    async with open_finder_in(network) as finder:
+        model = NamedModel(wanted.name, wanted.artifact, wanted.template)
+        result = await finder.find([model])
+        assert [record.peer_id for record in result.donors] == [bob]
 
 
 async def test_turns_are_given_to_each_peer_apart_and_leave_nothing_behind(

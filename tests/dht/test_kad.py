@@ -2,112 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 import trio
 
-from tests.peer.hosts import LOOPBACK, closed_port, open_silent_port, wait_until
+from tests.dht.kad_lab import (
+    KEY,
+    OTHER_KEY,
+    addrs_of,
+    ids_of,
+    ids_of_members,
+    knows,
+    open_dht,
+)
+from tests.peer.hosts import closed_port, open_silent_port, wait_until
 from tokenplace import defaults
 from tokenplace.dht.kad import Kad, open_kad
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.errors import NoDonorForModel
-from tokenplace.peer.host import PeerHost, open_host
-from tokenplace.peer.identity import Identity, throwaway_identity
-
-KEY, OTHER_KEY = b"k" * 32, b"o" * 32
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Member:
-    """One peer in the DHT, alive in a task of its own until it leaves."""
-
-    identity: Identity
-    leaving: trio.Event = field(default_factory=trio.Event)
-    gone: trio.Event = field(default_factory=trio.Event)
-    host: PeerHost = field(init=False)
-    kad: Kad = field(init=False)
-
-    async def leave(self) -> None:
-        self.leaving.set()
-        await self.gone.wait()
-
-
-@dataclass
-class Dht:
-    """Peers of one network in this process. The first server is everybody's bootstrap peer."""
-
-    nursery: trio.Nursery
-    network: str
-    clock: Clock = field(default_factory=Clock)
-    servers: list[Member] = field(default_factory=list)
-
-    async def add_server(self, identity: Identity | None = None) -> Member:
-        member = Member(identity or throwaway_identity())
-        await self.nursery.start(self._live, member, True)
-        self.servers.append(member)
-        return member
-
-    async def add_client(self) -> Member:
-        member = Member(throwaway_identity())
-        await self.nursery.start(self._live, member, False)
-        return member
-
-    async def _live(
-        self, member: Member, is_server: bool, task_status: trio.TaskStatus[None]
-    ) -> None:
-        listen = [LOOPBACK] if is_server else []
-        async with (
-            open_host(member.identity, listen=listen) as member.host,
-            open_kad(
-                member.host, network=self.network, server=is_server, clock=self.clock
-            ) as member.kad,
-        ):
-            if self.servers:
-                first = self.servers[0].host
-                assert await member.kad.join([(first.peer_id, first.addrs())]) == 1
-            task_status.started()
-            await member.leaving.wait()
-        member.gone.set()
-
-    async def grow(self, n_servers: int) -> None:
-        """Add servers, and wait until each knows all others."""
-        for _ in range(n_servers):
-            await self.add_server()
-        everybody = {member.host.peer_id for member in self.servers}
-        for member in self.servers:
-            await wait_until(partial(knows, member, everybody))
-
-
-@asynccontextmanager
-async def open_dht(n_servers: int, network: str = "main") -> AsyncIterator[Dht]:
-    async with trio.open_nursery() as nursery:
-        dht = Dht(nursery, network)
-        await dht.grow(n_servers)
-        yield dht
-        nursery.cancel_scope.cancel()
-
-
-def addrs_of(member: Member) -> tuple[str, ...]:
-    """Where a member is found: its addresses without its id, which a record names anyway."""
-    return tuple(addr.split("/p2p/")[0] for addr in member.host.addrs())
-
-
-def ids_of(providers: Iterable[PeerAddrs]) -> set[str]:
-    return {provider.peer_id for provider in providers}
+from tokenplace.peer.host import open_host
+from tokenplace.peer.identity import throwaway_identity
 
 
 async def test_what_is_provided_is_confirmed_and_found() -> None:
@@ -135,14 +50,6 @@ async def test_every_provider_is_found_once() -> None:
         assert ids_of(among_themselves.providers) == ids_of_members(dht.servers[2:4])
 
 
-def knows(member: Member, everybody: set[str]) -> bool:
-    return {*member.kad.peers(), member.host.peer_id} == everybody
-
-
-def ids_of_members(members: Iterable[Member]) -> set[str]:
-    return {member.host.peer_id for member in members}
-
-
 async def test_a_client_may_provide_nothing_and_is_in_no_table() -> None:
     async with open_dht(3) as dht:
         client = await dht.add_client()
@@ -157,7 +64,7 @@ async def test_a_client_may_provide_nothing_and_is_in_no_table() -> None:
 
 
 def kad_is_probing(kad: Kad) -> bool:
-    waiting = kad._suspects_out.statistics()
+    waiting = kad._members._suspects_out.statistics()
     return waiting.current_buffer_used > 0 or waiting.tasks_waiting_receive < defaults.ALPHA
 
 
@@ -203,6 +110,22 @@ async def test_a_server_that_left_leaves_the_tables() -> None:
             await member.kad.refresh()
             assert set(member.kad.peers()) == ids_of_members(dht.servers) - {member.host.peer_id}
         assert await dht.servers[0].kad.provide(KEY) == 2
+
+
+async def test_a_server_that_failed_once_is_asked_again_and_keeps_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "RECHECK_S", 0.2)
+    async with open_dht(3) as dht:
+        alice, bob = dht.servers[1:]
+        asked_at = trio.current_time()
+        alice.kad._table.note_failed(bob.host.peer_id, asked_at=asked_at, now=asked_at)
+        assert bob.host.peer_id not in alice.kad.peers()
+        assert alice.kad.n_peers() == 1
+        await wait_until(lambda: bob.host.peer_id in alice.kad.peers())
+        await bob.leave()
+        alice.kad._table.note_failed(bob.host.peer_id, asked_at=asked_at, now=asked_at)
+        await wait_until(lambda: not alice.kad._table.has(bob.host.peer_id))
 
 
 async def test_tables_are_refreshed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +198,7 @@ async def test_what_was_found_is_not_held_back_by_silent_peers() -> None:
         await dht.servers[1].kad.provide(KEY)
         client = await dht.add_client()
         ghost = PeerAddrs(throwaway_identity().peer_id, (f"/ip4/127.0.0.1/tcp/{silent}",))
-        await client.kad._table.add(ghost)
+        client.kad._table.add(ghost, "127.0.0.1")
         start = trio.current_time()
         found = await client.kad.find_providers(KEY, soft_s=0.3)
         assert ids_of(found.providers) == {dht.servers[1].host.peer_id}
@@ -287,9 +210,9 @@ async def test_the_table_takes_the_address_a_peer_has_now() -> None:
     async with open_dht(2) as dht:
         alice, bob = dht.servers
         stale = PeerAddrs(bob.host.peer_id, ("/ip4/127.0.0.1/tcp/1",))
-        await alice.kad._table.add(stale)
-        await alice.kad._probe_all([stale])
-        await alice.kad._probe_all(alice.kad._table.closest(KEY, 20))
+        alice.kad._table.add(stale, "127.0.0.1")
+        await alice.kad._members.probe_all([stale])
+        await alice.kad._members.probe_all(alice.kad._table.closest(KEY, 20))
         assert alice.kad._table.closest(KEY, 20) == [PeerAddrs(bob.host.peer_id, addrs_of(bob))]
 
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tokenplace import defaults
 from tokenplace.dht.messages import PeerAddrs
-from tokenplace.dht.providers import ProviderStore, network_of
+from tokenplace.dht.providers import ProviderStore
 
 KEY = b"k" * 32
 HOME = ("/ip4/203.0.113.7/tcp/4010",)
@@ -56,19 +56,81 @@ def test_one_provider_cannot_fill_the_store() -> None:
     assert store.add(keys[0], PeerAddrs("ALICE", MOVED), IP, now=1.0), "a renewal is no new record"
 
 
-def test_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "MAX_PROVIDER_RECORDS", 2)
+def test_a_full_store_makes_room_in_its_most_crowded_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "MAX_PROVIDER_RECORDS", 4)
     store = ProviderStore()
-    stored = [store.add(KEY, PeerAddrs(name, HOME), IP, now=0.0) for name in ("a", "b", "c")]
-    assert stored == [True, True, False]
+    store.add(KEY, PeerAddrs("ALICE", HOME), IP, now=0.0)
+    for number in range(6):
+        store.add(bytes([number]), PeerAddrs(f"sybil {number}", HOME), "198.51.100.1", now=1.0)
+        assert store.n_records <= 4
+    assert store.add(KEY, PeerAddrs("BOB", HOME), "192.0.2.1", now=2.0)
+    assert store.n_records == 4
+    assert {provider.peer_id for provider in store.get(KEY, 2.0)} == {"ALICE", "BOB"}
 
 
-@pytest.mark.parametrize(
-    ("ip", "network"),
-    [("203.0.113.7", "203.0.0.0/16"), ("2001:db8:1:2::3", "2001:db8::/32")],
-)
-def test_networks(ip: str, network: str) -> None:
-    assert network_of(ip) == network
+def test_a_store_without_any_room_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "MAX_PROVIDER_RECORDS", 0)
+    assert not ProviderStore().add(KEY, PeerAddrs("ALICE", HOME), IP, now=0.0)
+
+
+# ---------------------------------------------------------------- probes
+
+
+def fill(store: ProviderStore, n_sybils: int) -> None:
+    """Sybils, each in a network of its own, so that no network is crowded."""
+    for number in range(n_sybils):
+        store.add(KEY, PeerAddrs(f"sybil {number}", HOME), f"198.{number}.100.1", now=1.0 + number)
+
+
+def ids_in(store: ProviderStore, now: float) -> list[str]:
+    return [provider.peer_id for provider in store.get(KEY, now)]
+
+
+def test_only_providers_of_full_keys_are_probed_each_once_in_a_while() -> None:
+    store = ProviderStore()
+    fill(store, defaults.MAX_PROVIDERS_PER_KEY - 1)
+    assert store.next_to_probe(100.0) is None
+    store.add(KEY, PeerAddrs("ALICE", HOME), IP, now=100.0)
+    probed = set()
+    while (provider := store.next_to_probe(100.0)) is not None:
+        assert provider.peer_id not in probed
+        probed.add(provider.peer_id)
+    assert len(probed) == defaults.MAX_PROVIDERS_PER_KEY
+    assert store.next_to_probe(100.0 + defaults.PROVIDER_PROBE_AGAIN_S) is None
+    assert store.next_to_probe(101.0 + defaults.PROVIDER_PROBE_AGAIN_S) is not None
+
+
+def test_who_failed_a_probe_goes_first_even_from_the_least_crowded_network() -> None:
+    store = ProviderStore()
+    fill(store, defaults.MAX_PROVIDERS_PER_KEY - 2)
+    for name in ("ALICE", "BOB"):
+        store.add(KEY, PeerAddrs(name, HOME), IP, now=0.0)  # the oldest, and a crowd of two
+    for _ in range(defaults.MAX_PROVIDERS_PER_KEY):
+        store.next_to_probe(100.0)
+    for number in (7, 8):
+        store.note_probed(PeerAddrs(f"sybil {number}", HOME), has_failed=True)
+    assert ids_in(store, 100.0)[-2:] == ["sybil 7", "sybil 8"], "told last"
+    for number in range(2):
+        store.add(KEY, PeerAddrs(f"newcomer {number}", HOME), f"203.{number}.1.1", now=101.0)
+    known = ids_in(store, 101.0)
+    assert {"ALICE", "BOB"} <= set(known)
+    assert not {"sybil 7", "sybil 8"} & set(known)
+
+
+def test_what_a_probe_found_is_void_once_the_provider_moved_and_stays_when_it_renews() -> None:
+    store = ProviderStore()
+    fill(store, defaults.MAX_PROVIDERS_PER_KEY)
+    while (provider := store.next_to_probe(100.0)) is not None:
+        store.note_probed(provider, has_failed=True)
+    store.add(KEY, PeerAddrs("sybil 3", HOME), "198.3.100.1", now=101.0)
+    assert ids_in(store, 102.0)[0] != "sybil 3"
+    store.add(KEY, PeerAddrs("sybil 3", MOVED), "198.3.100.1", now=103.0)
+    assert ids_in(store, 104.0)[0] == "sybil 3"
+    assert store.next_to_probe(104.0) == PeerAddrs("sybil 3", MOVED)
+    store.note_probed(PeerAddrs("sybil 3", HOME), has_failed=True)
+    assert ids_in(store, 104.0)[0] == "sybil 3", "that was about where it no longer is"
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -107,10 +169,17 @@ class StoreMachine(RuleBasedStateMachine):
             found = {(key, peer.peer_id): peer.addrs for peer in self.store.get(key, self.now)}
             assert found == {e: addrs for e, (addrs, _) in self.alive.items() if e[0] == key}
 
+    @rule()
+    def probe(self) -> None:
+        if (provider := self.store.next_to_probe(self.now)) is not None:
+            self.store.note_probed(provider, has_failed=True)
+
     @invariant()
     def counts_are_of_what_is_held(self) -> None:
         held = Counter(name for names in self.store._records.values() for name in names)
         assert held == self.store._n_keys_of
+        assert self.store.n_records == held.total()
+        assert self.store._probes.keys() <= held.keys()
 
 
 TestStoreMachine = StoreMachine.TestCase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,8 +13,14 @@ from libp2p.peer.id import ID
 from tests.peer.hosts import LOOPBACK, open_asking_host, wait_until
 from tokenplace import defaults
 from tokenplace.dht.kad import Kad, open_kad
-from tokenplace.dht.messages import MessageDecoder, PeerAddrs, encode_message, get_peers, put_peers
-from tokenplace.dht.rpc import QueryFailed, query
+from tokenplace.dht.messages import (
+    MessageDecoder,
+    PeerAddrs,
+    add_provider,
+    encode_message,
+    get_peers,
+)
+from tokenplace.dht.rpc import QueryFailed, query, tell
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.streams import PeerStream
@@ -31,7 +38,7 @@ class Pair:
 
     async def ask(self, message: Message) -> Message:
         peer = PeerAddrs(self.host.peer_id, tuple(self.host.addrs()))
-        return await query(self.asker, PROTOCOL, peer, message)
+        return (await query(self.asker, PROTOCOL, peer, message)).message
 
     async def open_stream(self) -> PeerStream:
         return await self.asker.open_stream(self.host.peer_id, PROTOCOL, self.host.addrs())
@@ -43,16 +50,26 @@ async def open_pair(stack: AsyncExitStack) -> Pair:
     return Pair(host, kad, await stack.enter_async_context(open_asking_host()))
 
 
-def add_provider(peer_id: str, *addrs: str) -> Message:
-    message = Message(type=Message.ADD_PROVIDER, key=KEY)
-    put_peers([PeerAddrs(peer_id, addrs)], message.providerPeers)
+def announcement(peer_id: str, *addrs: str) -> Message:
+    return add_provider(KEY, PeerAddrs(peer_id, addrs))
+
+
+def two_providers(peer_id: str) -> Message:
+    message = announcement(peer_id, ADDR)
+    message.providerPeers.add().CopyFrom(message.providerPeers[0])
+    return message
+
+
+def unreadable_addr(peer_id: str) -> Message:
+    message = announcement(peer_id)
+    message.providerPeers[0].addrs.append(b"no address")
     return message
 
 
 async def test_a_provider_is_stored_confirmed_and_told() -> None:
     async with AsyncExitStack() as stack:
         pair = await open_pair(stack)
-        answer = await pair.ask(add_provider(pair.asker.peer_id, ADDR))
+        answer = await pair.ask(announcement(pair.asker.peer_id, ADDR))
         assert answer.key == KEY
         answer = await pair.ask(Message(type=Message.GET_PROVIDERS, key=KEY))
         assert get_peers(answer.providerPeers, 20) == [PeerAddrs(pair.asker.peer_id, (ADDR,))]
@@ -76,7 +93,7 @@ async def test_who_asks_for_a_server_itself_gets_its_addresses() -> None:
         Message(type=Message.FIND_NODE),
         Message(type=Message.GET_PROVIDERS, key=bytes(65)),
         Message(type=Message.ADD_PROVIDER, key=KEY),
-        add_provider(throwaway_identity().peer_id, ADDR),
+        announcement(throwaway_identity().peer_id, ADDR),
     ],
     ids=["put value", "get value", "ping", "no key", "long key", "no provider", "somebody else"],
 )
@@ -92,11 +109,50 @@ async def test_what_is_refused_resets_the_stream_only(message: Message) -> None:
         assert not answer.HasField("record")
 
 
-async def test_a_provider_without_addresses_is_refused() -> None:
+async def providers_at(pair: Pair) -> list[PeerAddrs]:
+    answer = await pair.ask(Message(type=Message.GET_PROVIDERS, key=KEY))
+    return get_peers(answer.providerPeers, 20)
+
+
+async def test_a_provider_takes_its_own_record_back() -> None:
     async with AsyncExitStack() as stack:
         pair = await open_pair(stack)
+        await pair.ask(announcement(pair.asker.peer_id, ADDR))
+        stranger = await stack.enter_async_context(open_asking_host())
+        peer = PeerAddrs(pair.host.peer_id, tuple(pair.host.addrs()))
         with pytest.raises(QueryFailed):
-            await pair.ask(add_provider(pair.asker.peer_id))
+            await query(stranger, PROTOCOL, peer, announcement(pair.asker.peer_id))
+        assert len(await providers_at(pair)) == 1
+        for _ in range(2):  # also of a record that is not there: answered like the rest
+            answer = await pair.ask(announcement(pair.asker.peer_id))
+            assert (answer.type, answer.key) == (Message.ADD_PROVIDER, KEY)
+            assert await providers_at(pair) == []
+
+
+@pytest.mark.parametrize("message_of", [two_providers, unreadable_addr])
+async def test_an_announcement_that_says_nothing_clear_is_refused(
+    message_of: Callable[[str], Message],
+) -> None:
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack)
+        await pair.ask(announcement(pair.asker.peer_id, ADDR))
+        with pytest.raises(QueryFailed):
+            await pair.ask(message_of(pair.asker.peer_id))
+        assert len(await providers_at(pair)) == 1
+
+
+async def test_many_messages_behind_one_another_are_all_answered() -> None:
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack)
+        peer = PeerAddrs(pair.host.peer_id, tuple(pair.host.addrs()))
+        messages = [
+            add_provider(bytes([n]) * 32, PeerAddrs(pair.asker.peer_id, (ADDR,)))
+            for n in range(130)
+        ]
+        await tell(pair.asker, PROTOCOL, peer, messages)
+        assert pair.kad._store.n_records == 130
+        with pytest.raises(QueryFailed):
+            await tell(pair.asker, PROTOCOL, peer, [messages[0], Message(type=Message.PING)])
 
 
 async def test_what_was_not_stored_is_not_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +160,7 @@ async def test_what_was_not_stored_is_not_confirmed(monkeypatch: pytest.MonkeyPa
     async with AsyncExitStack() as stack:
         pair = await open_pair(stack)
         with pytest.raises(QueryFailed):
-            await pair.ask(add_provider(pair.asker.peer_id, ADDR))
+            await pair.ask(announcement(pair.asker.peer_id, ADDR))
 
 
 @pytest.mark.parametrize(
@@ -145,18 +201,29 @@ async def test_idle_streams_do_not_stop_the_server() -> None:
         bob = await stack.enter_async_context(open_asking_host())
         peer = PeerAddrs(pair.host.peer_id, tuple(pair.host.addrs()))
         message = Message(type=Message.GET_PROVIDERS, key=KEY)
-        assert (await query(bob, PROTOCOL, peer, message)).key == KEY
+        assert (await query(bob, PROTOCOL, peer, message)).message.key == KEY
         for stream in idle[: defaults.MAX_DHT_STREAMS_PER_PEER]:
             await stream.reset()
         await wait_until(lambda: sum(c.n_streams for c in pair.host.connections()) == 0)
         await pair.ask(message)
 
 
-async def test_an_idle_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "DHT_STREAM_LIFETIME_S", 0.1)
+async def test_a_stream_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "FIRST_FRAME_TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         pair = await open_pair(stack)
         stream = await pair.open_stream()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some(1)
+
+
+async def test_a_stream_that_asked_once_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "DHT_STREAM_LIFETIME_S", 0.5)
+    async with AsyncExitStack() as stack:
+        pair = await open_pair(stack)
+        stream = await pair.open_stream()
+        await stream.send_all(encode_message(Message(type=Message.GET_PROVIDERS, key=KEY)))
+        assert await stream.receive_some(4096)
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
             await stream.receive_some(1)
 

@@ -61,12 +61,10 @@ class FixedSource:
     records: tuple[DonorRecord, ...] = ()
     complete: bool = True
     failed: list[str] = field(default_factory=list)
-    asked: list[tuple[tuple[str, ...], tuple[str, ...], float]] = field(default_factory=list)
+    asked: list[tuple[tuple[NamedModel, ...], float]] = field(default_factory=list)
 
-    async def find(
-        self, names: Sequence[str], artifacts: Sequence[str], *, deadline_s: float
-    ) -> FindResult:
-        self.asked.append((tuple(names), tuple(artifacts), deadline_s))
+    async def find(self, models: Sequence[NamedModel], *, deadline_s: float) -> FindResult:
+        self.asked.append((tuple(models), deadline_s))
         return FindResult(self.records, self.complete)
 
     def known(self) -> Sequence[DonorRecord]:
@@ -111,7 +109,7 @@ async def test_a_donor_is_a_candidate_with_its_own_figures() -> None:
     assert (candidate.queue, candidate.prefill_tps, candidate.decode_tps) == (4, 200.0, 50.0)
     assert candidate.rtt_s == 0.02
     assert candidate.is_accepting
-    assert network.source.asked == [((KNOWN.name,), (KNOWN.artifact,), SEARCH_DEADLINE_S)]
+    assert network.source.asked == [(ModelNames().resolve(KNOWN.name), SEARCH_DEADLINE_S)]
 
 
 async def test_a_donor_is_opened_only_when_it_is_chosen() -> None:
@@ -158,7 +156,7 @@ async def test_the_own_engine_is_a_route_and_others_are_not_waited_for() -> None
     assert own.candidate.queue == 3
     assert own.open() is engine
     assert not other.candidate.is_own
-    assert network.source.asked[0][2] == OWN_SEARCH_DEADLINE_S
+    assert network.source.asked[0][1] == OWN_SEARCH_DEADLINE_S
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tokenplace import defaults
 
@@ -34,6 +35,7 @@ def usable_addrs(
     return tuple(usable)
 
 
+@lru_cache(defaults.MAX_PARSED)  # the same few peers are named in every answer
 def _plain_tcp(addr: str, peer_id: str, allow_private: bool) -> str | None:
     """`addr` without its peer id, or None if it may not be dialled."""
     parts = addr.split("/")

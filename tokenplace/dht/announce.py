@@ -10,9 +10,10 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
@@ -31,9 +32,11 @@ from tokenplace.peer.adverts import (
 )
 from tokenplace.peer.background import open_background
 from tokenplace.peer.identity import Identity
-from tokenplace.sealing.suites import PublicKey
+from tokenplace.sealing.keys import AdvertisedKeys
 
 log = logging.getLogger(__name__)
+
+_DAY_S: Final = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,8 @@ class _Announcement:
 class Announcer:
     """A donor's statements, and its place in the DHT. The callables say how things stand now.
 
-    addrs: where the serving host is reached. models: what is served; without any, nothing is
-    announced.
+    addrs: where the serving host is reached. models: what is served; without any of either, nothing
+    is announced. public_keys: what to seal to, and how long that may be said.
     load: `queue` and speeds unrounded. epoch: the current one. now: unix seconds.
     """
 
@@ -101,7 +104,7 @@ class Announcer:
     network: str
     addrs: Callable[[], Sequence[str]]
     models: Callable[[], Sequence[OfferedModel]]
-    public_keys: Callable[[], Sequence[PublicKey]]
+    public_keys: Callable[[], AdvertisedKeys]
     load: Callable[[], Load]
     epoch: Callable[[], bytes]
     now: Callable[[], float] = time.time
@@ -111,15 +114,19 @@ class Announcer:
     _announced: dict[bytes, _Announcement] = field(default_factory=dict)
     _announced_addrs: tuple[str, ...] = ()
     _is_withdrawn: bool = False
+    _announcing: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     # ------------------------------------------------------------ statements
 
     def signed_keys(self) -> bytes:
         """The current keys envelope."""
-        now, keys = self.now(), tuple(self.public_keys())
+        now, advertised = self.now(), self.public_keys()
+        keys, lifetime_s = advertised.keys, advertised.lifetime_s
 
         def sign(seq: int) -> bytes:
-            return sign_keys(self.identity, self.network, keys, seq=seq, now=now)
+            return sign_keys(
+                self.identity, self.network, keys, seq=seq, now=now, lifetime_s=lifetime_s
+            )
 
         return self._keys.renew(keys, now, defaults.KEYS_RENEW_S, sign)
 
@@ -147,15 +154,14 @@ class Announcer:
         return self._offer.renew((addrs, models, keys_hash), now, defaults.OFFER_RENEW_S, sign)
 
     def signed_live(self) -> bytes:
-        """A live envelope that is at most `LIVE_REFRESH_S` old."""
-        now = self.now()
+        """A live envelope of the present state that is at most `LIVE_REFRESH_S` old."""
+        now, load = self.now(), self.load()
 
         def sign(seq: int) -> bytes:
-            return sign_live(
-                self.identity, self.network, self.epoch(), self.load(), seq=seq, now=now
-            )
+            return sign_live(self.identity, self.network, self.epoch(), load, seq=seq, now=now)
 
-        return self._live.renew(None, now, defaults.LIVE_REFRESH_S, sign)
+        # A donor that is finishing says so at once.
+        return self._live.renew(load.state, now, defaults.LIVE_REFRESH_S, sign)
 
     def own(self) -> OwnEntry | None:
         """What this peer's directory says of it; None while it offers nothing."""
@@ -183,20 +189,24 @@ class Announcer:
         )
 
     async def announce_forever(self, kad: Kad) -> None:
-        """Stand under every key that fits what is offered, and only those. Runs until cancelled."""
+        """Stand under every key that fits what is offered, and only those.
+
+        Runs until cancelled or withdrawn.
+        """
         was_joined = False
-        while True:
-            is_joined = bool(kad.n_peers())
-            is_news = self._announced_addrs != self._own_addrs() or is_joined > was_joined
-            was_joined = is_joined
-            await self._announce(kad, everything=is_news)
-            await trio.sleep(defaults.ANNOUNCE_CHECK_S)
+        with self._announcing:
+            while True:
+                is_joined = bool(kad.n_peers())
+                is_news = self._announced_addrs != self._own_addrs() or is_joined > was_joined
+                was_joined = is_joined
+                await self._announce(kad, everything=is_news)
+                await trio.sleep(defaults.ANNOUNCE_CHECK_S)
 
     async def _announce(self, kad: Kad, *, everything: bool) -> None:
+        self.public_keys()  # an old key is dropped in time, though nobody may ask for a day
         self._announced_addrs = self._own_addrs()
-        keys = self._keys_now()
-        for key in self._announced.keys() - set(keys):
-            self._withdraw(kad, key)
+        keys = self._keys_at(self.now())
+        await self._leave(kad, self._announced.keys() - set(keys))
         limiter = trio.CapacityLimiter(defaults.PARALLEL_ANNOUNCEMENTS)
 
         async def provide(key: bytes, announcement: _Announcement) -> None:
@@ -209,35 +219,51 @@ class Announcer:
                 if everything or trio.current_time() >= announcement.due_at:
                     nursery.start_soon(provide, key, announcement)
 
-    def _keys_now(self) -> list[bytes]:
+    def _keys_at(self, now: float) -> list[bytes]:
         models = self._offered()
-        if not models:
+        if not models or not self._own_addrs():
             return []
         return keys_to_provide(
             self.network,
             self.identity.peer_id_bytes,
             [model.name for model in models],
             [model.artifact for model in models],
-            self.now(),
+            now,
         )
 
-    def withdraw(self, kad: Kad) -> None:
-        """Offer nothing from now on; records that other peers store expire by themselves."""
+    async def withdraw(self, kad: Kad) -> None:
+        """Offer nothing from now on, and `leave`."""
         self._is_withdrawn = True
-        for key in list(self._announced):
-            self._withdraw(kad, key)
+        await self.leave(kad)
 
-    def _withdraw(self, kad: Kad, key: bytes) -> None:
-        kad.unprovide(key)
-        del self._announced[key]
+    async def leave(self, kad: Kad) -> None:
+        """Announce nothing more, and take back what other peers store; who asks this peer itself
+        still reads what it says of itself, e.g. that it is finishing.
+
+        Takes `WITHDRAW_TIMEOUT_S` at most; what was not taken back by then expires by itself.
+        """
+        self._announcing.cancel()  # or what is under way would be announced after all
+        await self._leave(kad, self._announced.keys())
+
+    async def _leave(self, kad: Kad, keys: Iterable[bytes]) -> None:
+        """Stand under `keys` no more. Nobody asks for yesterday's: these expire by themselves."""
+        leaving = set(keys)
+        expiring = leaving.intersection(self._keys_at(self.now() - _DAY_S))
+        for key in leaving:
+            del self._announced[key]
+        for key in expiring:
+            kad.unprovide(key)
+        if leaving - expiring:
+            await kad.withdraw(leaving - expiring)
 
 
 @asynccontextmanager
 async def open_announcer(announcer: Announcer, kad: Kad) -> AsyncIterator[None]:
-    """Keep the donor announced until the block exits; then it is withdrawn."""
+    """Keep the donor announced until the block exits; then it is withdrawn, however it exits."""
     async with open_background() as nursery:
         nursery.start_soon(announcer.announce_forever, kad)
         try:
             yield
         finally:
-            announcer.withdraw(kad)
+            with trio.CancelScope(shield=True):
+                await announcer.withdraw(kad)

@@ -16,6 +16,7 @@ from tokenplace.dht.donors import DirectoryCache, DonorRecord
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.dht.turns import Turns
 from tokenplace.errors import RemoteProtocolError, TokenplaceError
+from tokenplace.peer.adverts import signer_of
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,10 @@ class Asker:
 
     def _take(self, entry: Entry, peer: PeerAddrs, rtt_s: float) -> DonorRecord | None:
         try:
+            # Where the answering peer was found is no address of the others that it speaks of.
+            addrs = peer.addrs if signer_of(entry.keys) == peer.peer_id else ()
             return self._cache.add(
-                entry, answered_by=peer.peer_id, addrs=peer.addrs, rtt_s=rtt_s, now=self._now()
+                entry, answered_by=peer.peer_id, addrs=addrs, rtt_s=rtt_s, now=self._now()
             )
         except RemoteProtocolError as error:
             log.debug("statement from %s: %s", peer.peer_id, error)

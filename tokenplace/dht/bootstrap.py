@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
@@ -46,6 +46,11 @@ class BootstrapList:
 
     peers: tuple[PeerAddrs, ...]
     source: str
+
+    @property
+    def starts_network(self) -> bool:
+        """Does a file of the user's own name nobody? Then nobody known from before is asked."""
+        return not self.peers and self.source != FILE_NAME
 
 
 def load_bootstrap(flags: Sequence[str], home: Path) -> BootstrapList:
@@ -97,7 +102,7 @@ def parse_addr(addr: str, place: str) -> tuple[str, str]:
         raise ConfigError(f"{place}: {target!r} is not a valid {kind} address.", hint=_HINT)
     if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 1 << 16):
         raise ConfigError(f"{place}: {port!r} is not a TCP port.", hint=_HINT)
-    if not _is_peer_id(peer_id):
+    if not is_peer_id(peer_id):
         raise ConfigError(f"{place}: {peer_id!r} is not a peer id.", hint=_HINT)
     return peer_id, f"/{kind}/{target}/tcp/{int(port)}"
 
@@ -111,7 +116,8 @@ def _is_target(kind: str, target: str) -> bool:
         return False
 
 
-def _is_peer_id(text: str) -> bool:
+def is_peer_id(text: str) -> bool:
+    """Is this a peer id in base58?"""
     try:
         raw = base58.b58decode(text)
     except ValueError:
@@ -143,15 +149,17 @@ class JoinStatus:
 
 @dataclass
 class Joiner:
-    """Keeps a peer joined: while nobody is known in the DHT, bootstrap peers are asked again.
+    """Keeps a peer joined: while nobody is known in the DHT, bootstrap peers are asked again, and
+    peers known from before beside them.
 
     Being called by others counts as well: the first peer of a network asks nobody and is joined by
-    the second.
+    the second. remembered: peers known from before, as they are now, the one met last first.
     """
 
     host: PeerHost
     kad: Kad
     bootstrap: BootstrapList
+    remembered: Callable[[], Sequence[PeerAddrs]] = tuple
     _reasons: dict[str, str] = field(default_factory=dict)
     _n_rounds: int = 0
 
@@ -159,6 +167,16 @@ class Joiner:
     def peers(self) -> tuple[PeerAddrs, ...]:
         """The bootstrap peers, without this peer itself."""
         return tuple(peer for peer in self.bootstrap.peers if peer.peer_id != self.host.peer_id)
+
+    @property
+    def is_alone(self) -> bool:
+        """Does this peer know nobody, nor anybody to ask?"""
+        return not (self.kad.n_peers() or self.peers or self._others())
+
+    def _others(self) -> list[PeerAddrs]:
+        """Peers known from before that are no bootstrap peers, the one met last first."""
+        left_out = {self.host.peer_id, *(peer.peer_id for peer in self.peers)}
+        return [peer for peer in self.remembered() if peer.peer_id not in left_out]
 
     async def wait_joined(self) -> None:
         """Return as soon as this peer knows somebody in the DHT."""
@@ -170,14 +188,16 @@ class Joiner:
         if n_known:
             plural = "peer" if n_known == 1 else "peers"
             return JoinStatus(JoinState.JOINED, f"joined, {n_known} {plural} known", {})
-        if not self.peers:
-            source = self.bootstrap.source
+        source, n, n_others = self.bootstrap.source, len(self.peers), len(self._others())
+        if not n and not n_others:
             text = f"alone: {source} names no other peer, and no serving peer has called yet"
             return JoinStatus(JoinState.ALONE, text, {})
         if not self._n_rounds:
-            return JoinStatus(JoinState.JOINING, f"joining through {self.bootstrap.source}", {})
-        n, source = len(self.peers), self.bootstrap.source
-        text = f"joining: none of the {n} peers in {source} answered yet"
+            through = source if n else "peers known from before"
+            return JoinStatus(JoinState.JOINING, f"joining through {through}", {})
+        asked = [f"{n} peers in {source}"] if n else []
+        asked += [f"{n_others} peers known from before"] if n_others else []
+        text = f"joining: none of the {' and '.join(asked)} answered yet"
         return JoinStatus(JoinState.JOINING, text, dict(self._reasons))
 
     async def run(self) -> None:
@@ -198,22 +218,31 @@ class Joiner:
             await trio.sleep(defaults.JOIN_POLL_S)
 
     async def _ask_all(self) -> None:
-        """One round: every bootstrap peer at once, so that a dead one holds up nobody."""
-        limiter = trio.CapacityLimiter(defaults.JOIN_CONCURRENCY)
+        """One round: every bootstrap peer at once, so that a dead one holds up nobody.
+
+        Beside them some of those known from before: half of them those met last.
+        """
+        others = self._others()
+        n_newest = defaults.JOIN_REMEMBERED // 2
+        older = others[n_newest:]
+        drawn = random.sample(older, min(len(older), defaults.JOIN_REMEMBERED - n_newest))
         async with trio.open_nursery() as nursery:
-            for peer in self.peers:
-                nursery.start_soon(self._ask, peer, limiter)
+            for group in (self.peers, (*others[:n_newest], *drawn)):
+                limiter = trio.CapacityLimiter(defaults.JOIN_CONCURRENCY)
+                for peer in group:
+                    nursery.start_soon(self._ask, peer, limiter)
         self._n_rounds += 1
 
     async def _ask(self, peer: PeerAddrs, limiter: trio.CapacityLimiter) -> None:
         async with limiter:
             try:
-                await self.host.connect(peer.peer_id, peer.addrs)
+                is_trusted = peer in self.peers
+                await self.host.connect(peer.peer_id, peer.addrs, is_trusted=is_trusted)
                 n_answered = await self.kad.join([(peer.peer_id, peer.addrs)])
             except TokenplaceError as error:
-                self._reasons[peer.peer_id] = error.user_text
-                return
-        if n_answered:
-            self._reasons.pop(peer.peer_id, None)
-        else:
-            self._reasons[peer.peer_id] = "It was reached, but does not answer in the DHT."
+                reason = error.user_text
+            else:
+                reason = "" if n_answered else "It was reached, but does not answer in the DHT."
+        self._reasons.pop(peer.peer_id, None)
+        if reason and peer in self.peers:
+            self._reasons[peer.peer_id] = reason

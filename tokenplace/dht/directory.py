@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import base58
@@ -24,7 +23,7 @@ from tokenplace.dht.donors import DirectoryCache
 from tokenplace.errors import ConnectionLost, DonorSilent, RemoteProtocolError, TokenplaceError
 from tokenplace.peer.adverts import OfferedModel
 from tokenplace.peer.host import PeerHost
-from tokenplace.peer.streams import PeerStream
+from tokenplace.peer.streams import PeerStream, receive_exactly
 
 log = logging.getLogger(__name__)
 
@@ -48,36 +47,28 @@ class Directory:
     own_peer_id: str
     own: Callable[[], OwnEntry | None]
     now: Callable[[], float] = time.time
-    _open: Counter[str] = field(default_factory=Counter)
 
     def serve_on(self, host: PeerHost) -> None:
         """Answer the questions that reach `host`."""
-        host.set_stream_handler(wire.PROTOCOL_ID, self.handle)
+        host.set_stream_handler(
+            wire.PROTOCOL_ID,
+            self.handle,
+            max_streams_per_peer=defaults.DIRECTORY_STREAMS_PER_PEER,
+            max_streams=defaults.DIRECTORY_STREAMS,
+        )
 
     async def handle(self, stream: PeerStream) -> None:
         """Answer one question; a stream that asks nothing sensible in time is reset unanswered."""
-        peer_id = stream.peer_id
-        if (
-            self._open[peer_id] >= defaults.DIRECTORY_STREAMS_PER_PEER
-            or self._open.total() >= defaults.DIRECTORY_STREAMS
-        ):
-            await stream.reset()
-            return
-        self._open[peer_id] += 1
         try:
             await self._answer(stream)
         except (trio.TooSlowError, trio.BrokenResourceError, TokenplaceError) as error:
-            log.debug("directory question of %s: %s", peer_id, error)
+            log.debug("directory question of %s: %s", stream.peer_id, error)
             await stream.reset()
-        finally:
-            self._open[peer_id] -= 1
-            if not self._open[peer_id]:
-                del self._open[peer_id]
 
     async def _answer(self, stream: PeerStream) -> None:
         with trio.fail_after(defaults.DIRECTORY_READ_TIMEOUT_S):
-            length = wire.query_length(await _receive_exactly(stream, wire.QUERY_LENGTH.size))
-            query = wire.decode_query(await _receive_exactly(stream, length))
+            length = wire.query_length(await receive_exactly(stream, wire.QUERY_LENGTH.size))
+            query = wire.decode_query(await receive_exactly(stream, length))
         with trio.fail_after(defaults.DIRECTORY_WRITE_TIMEOUT_S):
             await stream.send_all(wire.encode_answer(self.entries(query)))
             await stream.aclose()
@@ -91,8 +82,9 @@ class Directory:
             if asked in ("", self.own_peer_id):
                 return [own.entry] if own is not None else []
             record = self.cache.get(asked, now)
-            return [record.entry] if record is not None else []
-        records = self.cache.donors(now)
+            return [record.entry] if record is not None and record.offer.addrs else []
+        # A donor that names no address is reached only by whom it is connected to.
+        records = [record for record in self.cache.donors(now) if record.offer.addrs]
         if query.op is Op.MODEL:
             records = [record for record in records if _offers(record.offer.models, query.value)]
             if own is not None and not _offers(own.models, query.value):
@@ -161,20 +153,9 @@ async def fetch(
 async def _ask(stream: PeerStream, query: Query) -> Answer:
     asked_at = trio.current_time()
     await stream.send_all(wire.encode_query(query))
-    prefix = await _receive_exactly(stream, wire.ANSWER_LENGTH.size)
+    prefix = await receive_exactly(stream, wire.ANSWER_LENGTH.size)
     rtt_s = trio.current_time() - asked_at
-    entries = wire.decode_answer(await _receive_exactly(stream, wire.answer_length(prefix)))
+    entries = wire.decode_answer(await receive_exactly(stream, wire.answer_length(prefix)))
     if len(entries) > query.max_entries:
         raise RemoteProtocolError("directory: more entries than were asked for")
     return Answer(entries, rtt_s)
-
-
-async def _receive_exactly(stream: PeerStream, n_bytes: int) -> bytes:
-    """Raises `trio.BrokenResourceError` if the stream ends before that."""
-    received = bytearray()
-    while len(received) < n_bytes:
-        chunk = await stream.receive_some(n_bytes - len(received))
-        if not chunk:
-            raise trio.BrokenResourceError("the stream ended early")
-        received += chunk
-    return bytes(received)

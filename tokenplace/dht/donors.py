@@ -6,23 +6,21 @@ figures and proof of life are taken from the donor alone (docs/protocol.md, sect
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tokenplace import defaults
 from tokenplace.dht.addresses import usable_addrs
 from tokenplace.dht.directory_wire import Entry
+from tokenplace.dht.floors import Floors, digest_of
 from tokenplace.errors import RemoteProtocolError
 from tokenplace.peer.adverts import (
-    Advert,
     Keys,
     Kind,
     Live,
     Load,
     Offer,
-    OfferedModel,
     signer_of,
     verify_keys,
     verify_live,
@@ -82,39 +80,15 @@ class DonorStatus:
     is_failed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Floor:
-    """The highest sequence number seen of one kind, until the statement that set it ends."""
-
-    seq: int
-    until: float
-    digest: bytes
-
-
 @dataclass(slots=True)
 class _Known:
-    """One peer: its record while it has one, and what must be remembered longer than that."""
+    """One donor, and what happened with it."""
 
+    record: DonorRecord
     heard_at: float
-    record: DonorRecord | None = None
     proven_at: float | None = None
     n_failures: int = 0
     failed_at: float = 0.0
-    banned_until: float = 0.0
-    floors: dict[Kind, _Floor] = field(default_factory=dict)
-
-    def floor_seq(self, kind: Kind, now: float) -> int:
-        floor = self.floors.get(kind)
-        return floor.seq if floor is not None and now <= floor.until else -1
-
-    def raise_floor(self, kind: Kind, advert: Advert, envelope: bytes, now: float) -> None:
-        """Remember `advert` as the newest. A `live` may have a wrong clock: it is aged from now."""
-        if advert.seq <= self.floor_seq(kind, now):
-            return
-        until: float = advert.expires_at + defaults.CLOCK_SKEW_S
-        if kind is Kind.LIVE:
-            until = now + defaults.LIVE_LIFETIME_S
-        self.floors[kind] = _Floor(advert.seq, until, _digest(envelope))
 
     @property
     def worth(self) -> tuple[bool, float]:
@@ -124,11 +98,6 @@ class _Known:
     def retry_at(self) -> float:
         doubled = defaults.DONOR_RETRY_S * 2.0 ** min(self.n_failures - 1, 10)
         return self.failed_at + min(doubled, defaults.DONOR_RETRY_MAX_S)
-
-    def is_needed(self, now: float) -> bool:
-        is_living = self.record is not None and self.record.is_living(now)
-        is_floor = any(now <= floor.until for floor in self.floors.values())
-        return is_living or is_floor or now <= self.banned_until
 
 
 class DirectoryCache:
@@ -151,6 +120,7 @@ class DirectoryCache:
         self._own_peers = own_peers
         self._max_donors = max_donors
         self._known: dict[str, _Known] = {}
+        self._floors = Floors()
 
     # ------------------------------------------------------------ what comes in
 
@@ -171,13 +141,12 @@ class DirectoryCache:
         peer_id = signer_of(entry.keys)
         if peer_id in self._own_peers:
             return None
-        known = self._known.get(peer_id) or _Known(heard_at=now)
-        if now <= known.banned_until:
-            raise RemoteProtocolError(f"{peer_id} signed two different keys under one number")
+        self._floors.check_ban(peer_id, now)
         is_own_word = peer_id == answered_by
-        old = known.record
-        keys = self._take_keys(known, peer_id, entry.keys, is_own_word, now)
-        offer = self._take_offer(known, peer_id, entry.offer, is_own_word, now)
+        known = self._known.get(peer_id)
+        old = known.record if known is not None else None
+        keys = self._take_keys(old, peer_id, entry.keys, is_own_word, now)
+        offer = self._take_offer(old, peer_id, entry.offer, is_own_word, now)
         _check_same_state(*keys, offer[0])
         record = DonorRecord(
             peer_id,
@@ -194,8 +163,8 @@ class DirectoryCache:
             live_envelope=old.live_envelope if old else None,
         )
         if entry.live is not None:
-            record = self._with_live(known, record, entry.live, is_own_word, now)
-        self._keep(known, record, is_own_word, now)
+            record = self._with_live(record, entry.live, is_own_word, now)
+        self._keep(record, is_own_word, now)
         return record
 
     def renew(
@@ -206,15 +175,15 @@ class DirectoryCache:
         Raises `RemoteProtocolError` if the statements are wrong.
         """
         known = self._known.get(peer_id)
-        if known is None or known.record is None or now <= known.banned_until:
+        if known is None:
             return None
         record = known.record
         if keys is not None:
-            newest = self._take_keys(known, peer_id, keys, True, now)
+            newest = self._take_keys(record, peer_id, keys, True, now)
             record = replace(record, keys=newest[0], keys_envelope=newest[1])
         if live is not None:
-            record = self._with_live(known, record, live, True, now)
-        self._keep(known, record, True, now)
+            record = self._with_live(record, live, True, now)
+        self._keep(record, True, now)
         return record
 
     def mark_failed(self, peer_id: str, now: float) -> None:
@@ -226,34 +195,34 @@ class DirectoryCache:
 
     def forget(self, peer_id: str) -> None:
         """Drop the donor's record; what protects against old statements stays."""
-        known = self._known.get(peer_id)
-        if known is not None:
-            known.record = None
+        self._known.pop(peer_id, None)
 
     def _take_keys(
-        self, known: _Known, peer_id: str, envelope: bytes, is_own_word: bool, now: float
+        self, old: DonorRecord | None, peer_id: str, envelope: bytes, is_own_word: bool, now: float
     ) -> tuple[Keys, bytes]:
         keys = verify_keys(envelope, peer_id=peer_id, network=self._network, now=now)
-        floor = known.floors.get(Kind.KEYS)
-        if floor is not None and floor.seq == keys.seq and floor.digest != _digest(envelope):
-            known.banned_until = max(floor.until, keys.expires_at + defaults.CLOCK_SKEW_S)
-            known.record = None
-            raise RemoteProtocolError(f"{peer_id} signed two different keys under one number")
-        old = (known.record.keys, known.record.keys_envelope) if known.record else None
-        return _newest(known, Kind.KEYS, (keys, envelope), old, is_own_word, now)
+        try:
+            self._floors.check_keys(keys, envelope, now)
+        except RemoteProtocolError:
+            self.forget(peer_id)
+            raise
+        last = (old.keys, old.keys_envelope) if old is not None else None
+        floor_seq = self._floors.seq(peer_id, Kind.KEYS, now)
+        return _newest(floor_seq, Kind.KEYS, (keys, envelope), last, is_own_word)
 
     def _take_offer(
-        self, known: _Known, peer_id: str, envelope: bytes, is_own_word: bool, now: float
+        self, old: DonorRecord | None, peer_id: str, envelope: bytes, is_own_word: bool, now: float
     ) -> tuple[Offer, bytes]:
         offer = verify_offer(envelope, peer_id=peer_id, network=self._network, now=now)
-        old = (known.record.offer, known.record.offer_envelope) if known.record else None
-        return _newest(known, Kind.OFFER, (offer, envelope), old, is_own_word, now)
+        last = (old.offer, old.offer_envelope) if old is not None else None
+        floor_seq = self._floors.seq(peer_id, Kind.OFFER, now)
+        return _newest(floor_seq, Kind.OFFER, (offer, envelope), last, is_own_word)
 
     def _with_live(
-        self, known: _Known, record: DonorRecord, envelope: bytes, is_own_word: bool, now: float
+        self, record: DonorRecord, envelope: bytes, is_own_word: bool, now: float
     ) -> DonorRecord:
         """`record` with this live, if it is worth more than the one it has."""
-        floor_seq = known.floor_seq(Kind.LIVE, now)
+        floor_seq = self._floors.seq(record.peer_id, Kind.LIVE, now)
         try:
             live = verify_live(
                 envelope,
@@ -276,22 +245,23 @@ class DirectoryCache:
         """Those of a stranger's addresses that may be dialled from here."""
         return usable_addrs(addrs, peer_id, allow_private=self._allow_private)
 
-    def _keep(self, known: _Known, record: DonorRecord, is_own_word: bool, now: float) -> None:
-        known.record = record
-        known.heard_at = now
+    def _keep(self, record: DonorRecord, is_own_word: bool, now: float) -> None:
+        known = self._known.setdefault(record.peer_id, _Known(record, now))
+        known.record, known.heard_at = record, now
         if is_own_word:
             known.proven_at = now
             known.n_failures = 0
-        known.raise_floor(Kind.KEYS, record.keys, record.keys_envelope, now)
-        known.raise_floor(Kind.OFFER, record.offer, record.offer_envelope, now)
+        self._floors.raise_to(record.keys, Kind.KEYS, record.keys_envelope, now)
+        self._floors.raise_to(record.offer, Kind.OFFER, record.offer_envelope, now)
         if record.live is not None and record.live_envelope is not None:
-            known.raise_floor(Kind.LIVE, record.live, record.live_envelope, now)
-        self._known[record.peer_id] = known
+            self._floors.raise_to(record.live, Kind.LIVE, record.live_envelope, now)
         if len(self._known) > self._max_donors:
             self._make_room(now)
 
     def _make_room(self, now: float) -> None:
-        self._known = {id: known for id, known in self._known.items() if known.is_needed(now)}
+        self._known = {
+            id: known for id, known in self._known.items() if known.record.is_living(now)
+        }
         while len(self._known) > self._max_donors:
             del self._known[min(self._known, key=lambda id: self._known[id].worth)]
 
@@ -300,7 +270,7 @@ class DirectoryCache:
     def get(self, peer_id: str, now: float) -> DonorRecord | None:
         """The living record of one donor, whether it failed or not."""
         known = self._known.get(peer_id)
-        if known is None or known.record is None or not known.record.is_living(now):
+        if known is None or not known.record.is_living(now):
             return None
         return known.record
 
@@ -309,18 +279,15 @@ class DirectoryCache:
         return [
             known.record
             for known in self._known.values()
-            if known.record is not None
-            and not known.n_failures
-            and known.record.offer.models
-            and known.record.is_living(now)
+            if not known.n_failures and known.record.offer.models and known.record.is_living(now)
         ]
 
-    def lookup(
-        self, names: Sequence[str], artifacts: Sequence[str], now: float
-    ) -> list[DonorRecord]:
-        """Those of `donors` that offer what `offers` says."""
+    def met(self, now: float) -> list[DonorRecord]:
+        """Living donors whose own word was heard, whether they failed since or not."""
         return [
-            record for record in self.donors(now) if offers(record.offer.models, names, artifacts)
+            known.record
+            for known in self._known.values()
+            if known.record.live_received_at is not None and known.record.is_living(now)
         ]
 
     def failed(self, now: float, *, is_due_only: bool) -> list[DonorRecord]:
@@ -328,45 +295,29 @@ class DirectoryCache:
         return [
             known.record
             for known in self._known.values()
-            if known.record is not None
-            and known.n_failures
+            if known.n_failures
             and known.record.is_living(now)
             and (not is_due_only or now >= known.retry_at())
         ]
 
     def status(self, now: float) -> list[DonorStatus]:
         """Every living donor, those that failed too, for a person."""
-        living = (
-            known
-            for known in self._known.values()
-            if known.record is not None and known.record.is_living(now)
-        )
         return [
-            _status(known.record, bool(known.n_failures), now) for known in living if known.record
+            _status(known.record, bool(known.n_failures), now)
+            for known in self._known.values()
+            if known.record.is_living(now)
         ]
 
 
-def offers(models: Sequence[OfferedModel], names: Sequence[str], artifacts: Sequence[str]) -> bool:
-    """Do `models` hold one of these artifacts (sha256 in hex, or the first digits of it)?
-
-    Without artifacts one of the names is enough. With artifacts names do not count: they are only
-    the donor's word.
-    """
-    if artifacts:
-        return any(model.artifact.startswith(tuple(artifacts)) for model in models)
-    return any(model.name in names for model in models)
-
-
 def _newest(
-    known: _Known,
+    floor_seq: int,
     kind: Kind,
     new: tuple[AdvertT, bytes],
     old: tuple[AdvertT, bytes] | None,
     is_own_word: bool,
-    now: float,
 ) -> tuple[AdvertT, bytes]:
     """`new`; if it is older than the floor `old`, for others may lag behind, or an error."""
-    if new[0].seq >= known.floor_seq(kind, now):
+    if new[0].seq >= floor_seq:
         return new
     if old is None or is_own_word:
         raise RemoteProtocolError(f"{kind}: older than one already seen")
@@ -376,7 +327,7 @@ def _newest(
 def _check_same_state(keys: Keys, keys_envelope: bytes, offer: Offer) -> None:
     # Keys made after the offer are news, sent with a refusal, say; other keys made before it are
     # leftovers.
-    if offer.keys_hash != _digest(keys_envelope) and keys.seq < offer.seq:
+    if offer.keys_hash != digest_of(keys_envelope) and keys.seq < offer.seq:
         raise RemoteProtocolError("keys: not those that the offer names")
 
 
@@ -390,7 +341,3 @@ def _status(record: DonorRecord, is_failed: bool, now: float) -> DonorStatus:
         None if received_at is None else now - received_at,
         is_failed,
     )
-
-
-def _digest(envelope: bytes) -> bytes:
-    return hashlib.sha256(envelope).digest()

@@ -1,4 +1,4 @@
-"""Finding donors for a model, and knowing them before they are needed. Start at `Finder.find`.
+"""Finding donors for a model. Start at `Finder.find`; `explorer` knows them before that.
 
 The way goes from what asks least of others to what asks most: the cache, the directories of peers
 already known, the DHT's keys of the model. The DHT only names peers; what counts is what each
@@ -8,25 +8,25 @@ signed and hands over itself.
 from __future__ import annotations
 
 import logging
-import math
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
 from tokenplace import defaults
-from tokenplace.dht.asker import Asker, Lane
+from tokenplace.dht.asker import Lane
 from tokenplace.dht.bootstrap import Joiner
-from tokenplace.dht.directory_wire import Op, Query
+from tokenplace.dht.directory_wire import Query
 from tokenplace.dht.donors import DirectoryCache, DonorRecord, DonorStatus
+from tokenplace.dht.explorer import Explorer
 from tokenplace.dht.kad import Kad
-from tokenplace.dht.keys import Kind, keys_to_search
 from tokenplace.dht.messages import PeerAddrs
+from tokenplace.dht.scouting import Scout, distance
 from tokenplace.dht.wanted import Wanted
 from tokenplace.errors import RemoteProtocolError
+from tokenplace.models.names import NamedModel
 from tokenplace.peer.background import open_background
 from tokenplace.peer.host import PeerHost
 
@@ -66,55 +66,37 @@ async def open_finder(
     now: Callable[[], float] = time.time,
 ) -> AsyncIterator[Finder]:
     """Look for donors until the block exits, on its own and when asked. now: unix seconds."""
+    scout = Scout(host, kad, joiner, cache, network, now)
     async with open_background() as nursery:
-        finder = Finder(host, kad, joiner, cache, network, now, nursery)
-        nursery.start_soon(finder._explore_forever)
-        nursery.start_soon(finder._refresh_forever)
+        finder = Finder(scout, nursery)
+        nursery.start_soon(Explorer(scout, finder.asked_lately).run)
         yield finder
 
 
 class Finder:
     """Donors, found and kept fresh. Make one with `open_finder`, on the host that asks."""
 
-    def __init__(
-        self,
-        host: PeerHost,
-        kad: Kad,
-        joiner: Joiner,
-        cache: DirectoryCache,
-        network: str,
-        now: Callable[[], float],
-        nursery: trio.Nursery,
-    ) -> None:
-        self._host = host
-        self._kad = kad
-        self._joiner = joiner
-        self._cache = cache
-        self._network = network
-        self._now = now
+    def __init__(self, scout: Scout, nursery: trio.Nursery) -> None:
+        self._scout = scout
+        self._cache = scout.cache
+        self._asker = scout.asker
+        self._now = scout.now
         self._nursery = nursery
         self._searches: dict[Wanted, _Search] = {}
         self._asked_at: dict[Wanted, float] = {}
-        self._asker = Asker(host, cache, now)
-        self._foreground = Lane.of(defaults.FOREGROUND_FETCHES, defaults.FOREGROUND_WALKS)
-        self._background = Lane.of(defaults.BACKGROUND_FETCHES, defaults.BACKGROUND_WALKS)
+        self._lane = Lane.of(defaults.FOREGROUND_FETCHES, defaults.FOREGROUND_WALKS)
 
     # ------------------------------------------------------------ for who asks
 
     async def find(
-        self,
-        names: Sequence[str],
-        artifacts: Sequence[str] = (),
-        *,
-        deadline_s: float = defaults.FIND_TIMEOUT_S,
+        self, models: Sequence[NamedModel], *, deadline_s: float = defaults.FIND_TIMEOUT_S
     ) -> FindResult:
-        """Donors of a model, as soon as there are some; at the latest after `deadline_s`.
+        """Donors of any of `models`, as soon as there are some; at the latest after `deadline_s`.
 
-        names: what donors may call it. artifacts: sha256 in hex, or at least 12 digits of it; when
-        there are any, only they decide, and names only say where to look. Ends early, with an empty
-        and complete result, when it is certain that nobody offers it.
+        Whose donors count: see `Wanted`. Ends early, with an empty and complete result, when it is
+        certain that nobody offers one.
         """
-        wanted = Wanted(tuple(names), tuple(artifacts))
+        wanted = Wanted(tuple(models))
         self._note_asked(wanted)
         complete = False
         with trio.move_on_after(deadline_s):
@@ -131,6 +113,10 @@ class Finder:
     def known(self) -> list[DonorRecord]:
         """All donors that can be asked now, of whatever model."""
         return self._cache.donors(self._now())
+
+    def met(self) -> list[DonorRecord]:
+        """All living donors that have spoken themselves, failed ones too."""
+        return self._cache.met(self._now())
 
     def status(self) -> list[DonorStatus]:
         """All living donors, failed ones too, for a person."""
@@ -149,9 +135,7 @@ class Finder:
             except RemoteProtocolError as error:
                 log.debug("refusal of %s: %s", peer_id, error)
         record = self._cache.get(peer_id, self._now())
-        if record is not None and await self._asker.ask_donor(
-            peer_id, record.addrs, self._foreground
-        ):
+        if record is not None and await self._asker.ask_donor(peer_id, record.addrs, self._lane):
             return self._cache.get(peer_id, self._now())
         return None
 
@@ -165,7 +149,7 @@ class Finder:
         self._cache.forget(peer_id)
 
     def _usable(self, wanted: Wanted) -> tuple[DonorRecord, ...]:
-        return tuple(self._cache.lookup(wanted.names, wanted.artifacts, self._now()))
+        return tuple(filter(wanted.is_met_by, self._cache.donors(self._now())))
 
     def _heard_lately(self, wanted: Wanted) -> bool:
         now = self._now()
@@ -177,15 +161,20 @@ class Finder:
         while len(self._asked_at) > defaults.MAX_ASKED:
             del self._asked_at[next(iter(self._asked_at))]
 
+    def asked_lately(self) -> list[Wanted]:
+        """What was looked for in the last `ASKED_FOR_S`."""
+        since = trio.current_time() - defaults.ASKED_FOR_S
+        return [wanted for wanted, at in self._asked_at.items() if at >= since]
+
     async def _probe(self, wanted: Wanted) -> None:
         """Donors are known, but from others or from long ago: see who lives, not for long."""
-        nearest = sorted(self._usable(wanted), key=_distance)[: defaults.MAX_PROBED]
+        nearest = sorted(self._usable(wanted), key=distance)[: defaults.MAX_PROBED]
         n_left = len(nearest)
         all_asked = trio.Event()
 
         async def ask(record: DonorRecord) -> None:
             nonlocal n_left
-            await self._asker.ask_donor(record.peer_id, record.addrs, self._foreground)
+            await self._asker.ask_donor(record.peer_id, record.addrs, self._lane)
             n_left -= 1
             if not n_left:
                 all_asked.set()
@@ -233,125 +222,24 @@ class Finder:
         """Directories of known peers, and donors that failed before: one may be back."""
         queries = search.wanted.queries()
         async with trio.open_nursery() as nursery:
-            for peer in self._peers_to_ask():
+            for peer in self._scout.peers_to_ask():
                 nursery.start_soon(self._ask_one, search, peer, queries)
             for record in self._cache.failed(self._now(), is_due_only=False):
                 if search.wanted.is_met_by(record):
                     nursery.start_soon(
-                        self._asker.ask_donor, record.peer_id, record.addrs, self._foreground
+                        self._asker.ask_donor, record.peer_id, record.addrs, self._lane
                     )
         asked.set()
 
     async def _ask_one(self, search: _Search, peer: PeerAddrs, queries: list[Query]) -> None:
-        answered = [await self._asker.ask(peer, query, self._foreground) for query in queries]
+        answered = [await self._asker.ask(peer, query, self._lane) for query in queries]
         search.n_directories += None not in answered
 
     async def _ask_dht(self, search: _Search) -> None:
-        if not self._joiner.peers and not self._kad.n_peers():
-            return  # alone: nobody to wait for
-        await self._joiner.wait_joined()
-        keys = search.wanted.keys(self._network, self._now())
-        is_walked = await self._walk(keys, self._foreground)
-        if not is_walked and not self._usable(search.wanted):
-            # Cut short because providers were named, but none of them is there: look for all.
-            is_walked = await self._walk(keys, self._foreground, soft_s=defaults.FIND_TIMEOUT_S)
-        search.is_walked = is_walked
-
-    async def _walk(
-        self,
-        keys: Iterable[bytes],
-        lane: Lane,
-        soft_s: float = defaults.WALK_SOFT_S,
-    ) -> bool:
-        """Ask the DHT for `keys`, and the donors it names; whether every walk ended by itself."""
-        ended: list[bool] = []
-        met: set[str] = set()
-        async with trio.open_nursery() as nursery:
-
-            async def walk(key: bytes) -> None:
-                async with lane.walks:
-                    found = await self._kad.find_providers(key, soft_s=soft_s)
-                ended.append(found.complete)
-                for peer in found.providers:
-                    if peer.peer_id not in met and self._is_worth_asking(peer.peer_id):
-                        met.add(peer.peer_id)
-                        nursery.start_soon(self._asker.ask_donor, peer.peer_id, peer.addrs, lane)
-
-            for key in keys:
-                nursery.start_soon(walk, key)
-        return all(ended)
-
-    # ------------------------------------------------------------ in the background
-
-    async def _explore_forever(self) -> None:
-        """Learn of donors before anybody asks; from bootstrap peers even before having joined."""
-        pause_s = defaults.EXPLORE_FIRST_S
-        while True:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._explore_known)
-                if not self._kad.n_peers():
-                    await self._joiner.wait_joined()
-                    nursery.start_soon(self._explore_known)  # who did not answer may do so now
-                keys = keys_to_search(self._network, Kind.DONORS, "", self._now())
-                await self._walk(keys, self._background)
-            # Often at first: a young network's donors come up together with those who ask.
-            await trio.sleep(pause_s * random.uniform(0.5, 1.5))
-            pause_s = min(2 * pause_s, defaults.EXPLORE_S)
-
-    async def _explore_known(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for peer in self._peers_to_ask():
-                for query in (Query(Op.PEER), Query(Op.SAMPLE)):
-                    nursery.start_soon(self._asker.ask, peer, query, self._background)
-
-    async def _refresh_forever(self) -> None:
-        """Keep what is known of donors that matter fresh; see whether failed ones are back."""
-        while True:
-            async with trio.open_nursery() as nursery:
-                for record in self._due():
-                    nursery.start_soon(
-                        self._asker.ask_donor, record.peer_id, record.addrs, self._background
-                    )
-            await trio.sleep(defaults.REFRESH_CHECK_S * random.uniform(0.5, 1.5))
-
-    def _due(self) -> list[DonorRecord]:
-        now, recently = self._now(), trio.current_time() - defaults.ASKED_FOR_S
-        asked = [wanted for wanted, at in self._asked_at.items() if at >= recently]
-
-        def is_asked_for(record: DonorRecord) -> bool:
-            return any(wanted.is_met_by(record) for wanted in asked)
-
-        def is_due(record: DonorRecord) -> bool:
-            if record.live_received_at is None:
-                return True
-            most = defaults.REFRESH_ASKED_S if is_asked_for(record) else defaults.REFRESH_IDLE_S
-            # Jittered, so that a donor is not asked by everybody in the same moment.
-            return now - record.live_received_at > most * random.uniform(0.75, 1.0)
-
-        nearest = sorted(
-            self._cache.donors(now),
-            key=lambda record: (not is_asked_for(record), _distance(record)),
-        )[: defaults.MAX_REFRESHED]
-        back = self._cache.failed(now, is_due_only=True)[: defaults.MAX_REFRESHED]
-        return [*filter(is_due, nearest), *back]
-
-    # ------------------------------------------------------------ whom to ask
-
-    def _peers_to_ask(self) -> list[PeerAddrs]:
-        """Peers whose directories are near: the bootstrap peers, and whoever is connected."""
-        connected = [PeerAddrs(info.peer_id, ()) for info in self._host.connections()]
-        random.shuffle(connected)
-        peers = {peer.peer_id: peer for peer in (*connected, *self._joiner.peers)}
-        speaking = [peer for peer in peers.values() if not self._asker.is_silent(peer.peer_id)]
-        return (speaking or list(peers.values()))[-defaults.MAX_DIRECTORIES_ASKED :]
-
-    def _is_worth_asking(self, peer_id: str) -> bool:
-        """False if it was heard only now, or just did not answer."""
-        record = self._cache.get(peer_id, self._now())
-        is_fresh = record is not None and record.load(self._now()) is not None
-        return not is_fresh and not self._asker.is_silent(peer_id)
-
-
-def _distance(record: DonorRecord) -> float:
-    """For sorting: round trip in seconds, never measured last."""
-    return math.inf if record.rtt_s is None else record.rtt_s
+        if self._scout.joiner.is_alone:
+            return  # nobody to wait for
+        await self._scout.joiner.wait_joined()
+        keys = search.wanted.keys(self._scout.network, self._now())
+        search.is_walked = await self._scout.walk(
+            keys, self._lane, is_enough=lambda: bool(self._usable(search.wanted))
+        )

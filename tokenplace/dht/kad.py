@@ -1,18 +1,22 @@
 """The DHT: who provides which key. Start at `open_kad`.
 
-libp2p's KadDHT in parts: its wire format (`messages`), its routing table (`table`) and its metric
-are used as they are; its service is replaced. That spoke the public IPFS protocol id whatever it
-was told, returned a two days old cache before asking anybody, counted a record as stored when its
-bytes were written, let anybody who opened a stream into every routing table, and could be stopped
-by 12 idle streams. The server's side is in `server`, one query in `rpc`, the way through the
-network in `walk`.
+libp2p's wire format (`messages`) and metric are used as they are; its service, `KadDHT`, is
+replaced. That (files in `libp2p/kad_dht`, each fault with a test in `tests/dht/test_stock_dht.py`)
+
+- spoke the public IPFS protocol id whatever it was told (`kad_dht.py:340`);
+- returned what it had stored two days ago, once also all that it had ever been told, before asking
+  anybody (`provider_store.py:371`), and one provider several times (`provider_store.py:433`);
+- counted a record as stored when its bytes were written (`provider_store.py:275`), while receivers
+  dropped all but 10 in 10 s (`kad_dht.py:313`).
+
+What else it got wrong is mended in `server` (the other side of a query), `members` (who is in the
+routing table), `table`, `providers` and `rpc`; the way through the network is in `walk`.
 
 Records are hints: who they name, and where, is only claimed. Values do not exist here.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -23,19 +27,15 @@ import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 
 from tokenplace import defaults
-from tokenplace.dht.addresses import usable_addrs
-from tokenplace.dht.messages import PeerAddrs, get_peers, put_peers
+from tokenplace.dht.members import Members
+from tokenplace.dht.messages import PeerAddrs, add_provider, get_peers
+from tokenplace.dht.probing import probe_forever
 from tokenplace.dht.providers import ProviderStore
-from tokenplace.dht.rpc import QueryFailed, query
 from tokenplace.dht.server import KadServer
 from tokenplace.dht.table import PeerTable
-from tokenplace.dht.turns import Turns
 from tokenplace.dht.walk import Ask, WalkResult, walk
-from tokenplace.errors import ConnectFailed
 from tokenplace.peer.background import open_background
-from tokenplace.peer.host import PeerHost, parse_peer_id
-
-log = logging.getLogger(__name__)
+from tokenplace.peer.host import PeerHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +57,35 @@ async def open_kad(
     network: str,
     server: bool,
     allow_private: bool = True,
+    addrs: Callable[[], Sequence[str]] | None = None,
     clock: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[Kad]:
     """Take part in the DHT of `network` until the block exits.
 
     server: answer others and be known to them; a client only asks, and stays out of everybody's
-    routing table.
+    routing table. `Kad.serve` and `Kad.stop_serving` change it at any time.
+    addrs: where others are told to dial this peer; `host.addrs` unless said otherwise.
     allow_private: whether private and loopback addresses that strangers name may be dialled.
     clock: seconds, for the expiry of records stored here.
     """
     protocol = defaults.DHT_PROTOCOL.format(network=network)
-    table = PeerTable(host)
+    table = PeerTable(host.peer_id)
+    members = Members(host, protocol, table, clock, allow_private=allow_private)
     store = ProviderStore()
-    kad = Kad(host, protocol, table, store, clock, is_server=server, allow_private=allow_private)
+    kad = Kad(host, protocol, table, members, store, clock, addrs or host.addrs)
     async with open_background() as nursery:
         nursery.start_soon(kad._refresh_forever)
-        if not server:
-            yield kad
-            return
-        answering = KadServer(host, table, store, clock, kad._suspect)
-        host.set_stream_handler(protocol, answering.handle)
+        nursery.start_soon(members.recheck_forever)
         for _ in range(defaults.ALPHA):
-            nursery.start_soon(kad._probe_suspects)
+            nursery.start_soon(members.probe_suspects)
+        for _ in range(defaults.PROVIDER_PROBES):
+            nursery.start_soon(probe_forever, host, store, members, clock)
+        if server:
+            kad.serve()
         try:
             yield kad
         finally:
-            host.remove_stream_handler(protocol)
+            kad.stop_serving()
 
 
 class Kad:
@@ -93,32 +96,69 @@ class Kad:
         host: PeerHost,
         protocol: str,
         table: PeerTable,
+        members: Members,
         store: ProviderStore,
         clock: Callable[[], float],
-        *,
-        is_server: bool,
-        allow_private: bool,
+        addrs: Callable[[], Sequence[str]],
     ) -> None:
         self._host = host
         self._protocol = protocol
         self._table = table
+        self._members = members
         self._store = store
         self._clock = clock
-        self._is_server = is_server
-        self._allow_private = allow_private
-        self._suspects_in, self._suspects_out = trio.open_memory_channel[str](
-            defaults.MAX_DHT_STREAMS
+        self._addrs = addrs
+        self._is_server = False
+        self._holders: dict[bytes, dict[str, PeerAddrs]] = {}
+        self._on_provided: Callable[[str], None] | None = None
+
+    @property
+    def is_server(self) -> bool:
+        """Does this peer answer others?"""
+        return self._is_server
+
+    def serve(self) -> None:
+        """Answer others from now on, and so become known to them."""
+        if self._is_server:
+            return
+        server = KadServer(
+            self._host,
+            self._table,
+            self._store,
+            self._clock,
+            self._members.suspect,
+            self._note_provided,
+            self._addrs,
         )
-        self._not_servers: dict[str, float] = {}
-        self._turns = Turns(defaults.DHT_QUERIES_PER_PEER)
+        self._host.set_stream_handler(
+            self._protocol,
+            server.handle,
+            max_streams_per_peer=defaults.MAX_DHT_STREAMS_PER_PEER,
+            max_streams=defaults.MAX_DHT_STREAMS,
+        )
+        self._is_server = True
+
+    def stop_serving(self) -> None:
+        """Only ask from now on; those who know this peer drop it when it does not answer."""
+        if self._is_server:
+            self._host.remove_stream_handler(self._protocol)
+            self._is_server = False
+
+    def reconsider(self, peer_id: str) -> None:
+        """Whoever was met as a client may be a server by now: see when it asks next."""
+        self._members.reconsider(peer_id)
 
     def n_peers(self) -> int:
-        """How many servers are in the routing table."""
+        """How many servers are in the routing table, those in doubt not counted."""
         return len(self._table)
 
-    def peers(self) -> list[str]:
-        """The peer ids in the routing table."""
+    def servers(self) -> list[PeerAddrs]:
+        """The servers in the routing table, those in doubt left out."""
         return self._table.peers()
+
+    def peers(self) -> list[str]:
+        """The peer ids of `servers`."""
+        return [peer.peer_id for peer in self._table.peers()]
 
     async def join(self, peers: Sequence[tuple[str, Sequence[str]]]) -> int:
         """Get to know the DHT through `peers` (peer id and addresses); how many of them answered.
@@ -126,7 +166,7 @@ class Kad:
         All are asked at once. Takes about as long as the slowest, `QUERY_TIMEOUT_S` at most, and a
         walk.
         """
-        answered = await self._probe_all(
+        answered = await self._members.probe_all(
             PeerAddrs(peer_id, tuple(addrs)) for peer_id, addrs in peers
         )
         if answered:
@@ -137,39 +177,73 @@ class Kad:
         """Look around: near this peer's own id and somewhere else; enter who answers."""
         for key in (self._host.identity.peer_id_bytes, os.urandom(32)):
             result = await self._walk(key, self._ask_closer(key))
-            await self._probe_all(
+            await self._members.probe_all(
                 peer for peer in result.closest if not self._table.has(peer.peer_id)
             )
 
     async def provide(self, key: bytes) -> int:
         """Announce this peer at the `K` servers closest to `key`; how many confirmed to store it.
 
-        The record lives `PROVIDER_TTL_S`. A host without addresses cannot be found, and announces
+        The record lives `PROVIDER_TTL_S`. A peer without addresses cannot be found, and announces
         nothing.
         """
-        me = PeerAddrs(self._host.peer_id, tuple(self._host.addrs()[: defaults.MAX_PEER_ADDRS]))
+        me = PeerAddrs(self._host.peer_id, tuple(self._addrs()[: defaults.MAX_PEER_ADDRS]))
         if not me.addrs:
             return 0
         if self._is_server:
             self._store.add(key, me, "127.0.0.1", self._clock())
-        message = Message(type=Message.ADD_PROVIDER, key=key)
-        put_peers([me], message.providerPeers)
-        confirmed = 0
+        message = add_provider(key, me)
+
+        holders = self._holders.setdefault(key, {})
+        n_confirmed = 0
 
         async def announce(peer: PeerAddrs) -> None:
-            nonlocal confirmed
-            answer = await self._query(peer, message)
-            confirmed += answer is not None and answer.key == key
+            nonlocal n_confirmed
+            answer = await self._members.query(peer, message)
+            if answer is not None and answer.key == key:
+                holders.pop(peer.peer_id, None)
+                holders[peer.peer_id] = peer
+                n_confirmed += 1
 
         result = await self._walk(key, self._ask_closer(key))
         async with trio.open_nursery() as nursery:
             for peer in result.closest:
                 nursery.start_soon(announce, peer)
-        return confirmed
+        for peer_id in list(holders)[: -defaults.MAX_HOLDERS]:
+            del holders[peer_id]
+        return n_confirmed
 
     def unprovide(self, key: bytes) -> None:
         """Forget that this peer provides `key`. Other servers forget it when its record expires."""
         self._store.remove(key, self._host.peer_id)
+        self._holders.pop(key, None)
+
+    async def withdraw(self, keys: Iterable[bytes]) -> None:
+        """Forget that this peer provides `keys`, and have those forget it that confirmed to know.
+
+        Takes `WITHDRAW_TIMEOUT_S` at most; whoever was not told by then forgets when it expires.
+        """
+        to_tell: dict[str, tuple[PeerAddrs, list[bytes]]] = {}
+        for key in keys:
+            for holder in self._holders.get(key, {}).values():
+                to_tell.setdefault(holder.peer_id, (holder, []))[1].append(key)
+            self.unprovide(key)
+        limiter = trio.CapacityLimiter(defaults.PARALLEL_WITHDRAWALS)
+        with trio.move_on_after(defaults.WITHDRAW_TIMEOUT_S):
+            async with trio.open_nursery() as nursery:
+                # Those first for whom nobody has to be dialled.
+                for holder, held in sorted(
+                    to_tell.values(), key=lambda told: not self._host.is_connected(told[0].peer_id)
+                ):
+                    nursery.start_soon(self._members.take_back, holder, held, limiter)
+
+    def on_provided(self, told: Callable[[str], None]) -> None:
+        """Have `told` called with the peer id of whoever announces a record here; not to wait."""
+        self._on_provided = told
+
+    def _note_provided(self, peer_id: str) -> None:
+        if self._on_provided is not None:
+            self._on_provided(peer_id)
 
     async def find_providers(
         self,
@@ -185,16 +259,16 @@ class Kad:
         `deadline_s`.
         """
         found = _Found(self._host.peer_id, enough)
-        found.add(self._reachable(self._store.get(key, self._clock())))
+        found.add(self._members.reachable(self._store.get(key, self._clock())))
         message = Message(type=Message.GET_PROVIDERS, key=key)
 
         async def ask(peer: PeerAddrs) -> list[PeerAddrs] | None:
-            answer = await self._query(peer, message)
+            answer = await self._members.query(peer, message)
             if answer is None:
                 return None
             providers = get_peers(answer.providerPeers, defaults.MAX_PROVIDERS_PER_KEY)
-            found.add(self._reachable(providers))
-            return self._reachable(get_peers(answer.closerPeers, defaults.K))
+            found.add(self._members.reachable(providers))
+            return self._members.reachable(get_peers(answer.closerPeers, defaults.K))
 
         async def stop_early(scope: trio.CancelScope) -> None:
             with trio.move_on_after(soft_s):
@@ -220,87 +294,18 @@ class Kad:
         message = Message(type=Message.FIND_NODE, key=key)
 
         async def ask(peer: PeerAddrs) -> list[PeerAddrs] | None:
-            answer = await self._query(peer, message)
+            answer = await self._members.query(peer, message)
             if answer is None:
                 return None
-            return self._reachable(get_peers(answer.closerPeers, defaults.K))
+            return self._members.reachable(get_peers(answer.closerPeers, defaults.K))
 
         return ask
-
-    def _reachable(self, peers: Iterable[PeerAddrs]) -> list[PeerAddrs]:
-        """What strangers said of `peers`, cut to addresses that may be dialled on their word."""
-        usable = (
-            PeerAddrs(
-                p.peer_id, usable_addrs(p.addrs, p.peer_id, allow_private=self._allow_private)
-            )
-            for p in peers
-        )
-        return [peer for peer in usable if peer.addrs]
-
-    async def _query(self, peer: PeerAddrs, message: Message) -> Message | None:
-        """The peer's answer; a peer without one leaves the table."""
-        try:
-            async with self._turns.turn(peer.peer_id):
-                return await query(self._host, self._protocol, peer, message)
-        except QueryFailed as error:
-            log.debug("query to %s: %s", peer.peer_id, error)
-            self._table.remove(peer.peer_id)
-            return None
-
-    # ------------------------------------------------------------ who is a server
-
-    async def _probe(self, peer: PeerAddrs) -> bool:
-        """Ask a peer about itself: if it answers it is a server, and enters the table."""
-        try:
-            key = parse_peer_id(peer.peer_id).to_bytes()
-        except ConnectFailed:
-            return False
-        answer = await self._query(peer, Message(type=Message.FIND_NODE, key=key))
-        if answer is None:
-            return False
-        named = self._reachable(get_peers(answer.closerPeers, defaults.K + 1))
-        told = next((known.addrs for known in named if known.peer_id == peer.peer_id), ())
-        worked = {addr for known in self._reachable([peer]) for addr in known.addrs}
-        # Behind a router or a name it does not know all its addresses: then ours stay too.
-        addrs = told if worked & set(told) else (*told, *peer.addrs)
-        await self._table.add(PeerAddrs(peer.peer_id, addrs[: defaults.MAX_PEER_ADDRS]))
-        return True
-
-    async def _probe_all(self, peers: Iterable[PeerAddrs]) -> int:
-        n_answered = 0
-
-        async def probe(peer: PeerAddrs) -> None:
-            nonlocal n_answered
-            has_answered = await self._probe(peer)  # not in the sum: that would read it too early
-            n_answered += has_answered
-
-        async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(probe, peer)
-        return n_answered
-
-    def _suspect(self, peer_id: str) -> None:
-        """Somebody asked us: find out soon whether it is a server too, and if not, leave it be."""
-        if self._table.has(peer_id) or self._not_servers.get(peer_id, 0.0) > self._clock():
-            return
-        while len(self._not_servers) >= defaults.MAX_TABLE_PEERS:
-            del self._not_servers[next(iter(self._not_servers))]
-        self._not_servers[peer_id] = self._clock() + defaults.CLIENT_MEMORY_S
-        try:
-            self._suspects_in.send_nowait(peer_id)
-        except trio.WouldBlock:
-            del self._not_servers[peer_id]  # busy; its next query brings it back
-
-    async def _probe_suspects(self) -> None:
-        async for peer_id in self._suspects_out:
-            if await self._probe(PeerAddrs(peer_id, ())):
-                self._not_servers.pop(peer_id, None)
 
     async def _refresh_forever(self) -> None:
         while True:
             await trio.sleep(defaults.TABLE_REFRESH_S)
             self._store.drop_expired(self._clock())
-            await self._probe_all(self._table.least_recently_seen(defaults.K))
+            await self._members.probe_all(self._table.least_recently_heard(defaults.K))
             await self.refresh()
 
 

@@ -1,8 +1,14 @@
-"""One query to one peer, and a stream of queries from one. Start at `query`, `serve_stream`."""
+"""One query to one peer, and a stream of queries from one. Start at `query`, `serve_stream`.
+
+Differs from libp2p: a silent peer costs 3 s, not 10 (`common.py`, `QUERY_TIMEOUT`), and holds a
+server's stream for 20 s at most, not for ever (`kad_dht.py:587`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -21,18 +27,50 @@ class QueryFailed(Exception):
     """The peer did not answer the query: unreachable, silent, or not a server of this DHT."""
 
 
-async def query(host: PeerHost, protocol: str, peer: PeerAddrs, message: Message) -> Message:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a peer answered, and the address of its end of the connection."""
+
+    message: Message
+    remote_ip: str
+
+
+async def query(host: PeerHost, protocol: str, peer: PeerAddrs, message: Message) -> Answer:
     """The answer of `peer` to `message`.
 
     Raises `QueryFailed`, after `QUERY_TIMEOUT_S` at the latest.
     """
+    async with _asking(host, protocol, peer) as stream:
+        await stream.send_all(encode_message(message))
+        answer = await _receive(stream, MessageDecoder())
+        await stream.aclose()
+    if answer is None or answer.type != message.type:
+        raise QueryFailed("no answer to this query")
+    return Answer(answer, stream.remote_ip)
+
+
+async def tell(host: PeerHost, protocol: str, peer: PeerAddrs, messages: list[Message]) -> None:
+    """Send `messages` one behind the other, and wait until `peer` has answered them all.
+
+    Raises `QueryFailed`, after `QUERY_TIMEOUT_S` at the latest.
+    """
+    decoder = MessageDecoder()
+    async with _asking(host, protocol, peer) as stream:
+        await stream.send_all(b"".join(map(encode_message, messages)))
+        for _ in messages:
+            if await _receive(stream, decoder) is None:
+                raise QueryFailed("fewer answers than messages")
+        await stream.aclose()
+
+
+@asynccontextmanager
+async def _asking(host: PeerHost, protocol: str, peer: PeerAddrs) -> AsyncIterator[PeerStream]:
+    """A stream to `peer` for `QUERY_TIMEOUT_S`; what goes wrong leaves as `QueryFailed`."""
     try:
         with trio.fail_after(defaults.QUERY_TIMEOUT_S):
             stream = await host.open_stream(peer.peer_id, protocol, peer.addrs)
             try:
-                await stream.send_all(encode_message(message))
-                answer = await _receive(stream, MessageDecoder())
-                await stream.aclose()
+                yield stream
             finally:
                 await stream.reset()  # does nothing after aclose
     except (
@@ -42,21 +80,20 @@ async def query(host: PeerHost, protocol: str, peer: PeerAddrs, message: Message
         trio.BrokenResourceError,
     ) as error:
         raise QueryFailed(type(error).__name__) from error
-    if answer is None or answer.type != message.type:
-        raise QueryFailed("no answer to this query")
-    return answer
 
 
 async def serve_stream(stream: PeerStream, answer: Callable[[Message], Message | None]) -> None:
     """Answer one message after the other until the peer ends the stream.
 
-    Resets it at the first that `answer` refuses by returning None, that is none at all, or at the
-    end of the stream's lifetime.
+    Resets it at the first that `answer` refuses by returning None, that is none at all, when the
+    first one is late, or at the end of the stream's lifetime.
     """
     decoder = MessageDecoder()
-    with trio.move_on_after(defaults.DHT_STREAM_LIFETIME_S):
+    ends_at = trio.current_time() + defaults.DHT_STREAM_LIFETIME_S
+    with trio.move_on_after(defaults.FIRST_FRAME_TIMEOUT_S) as scope:
         try:
             while (message := await _receive(stream, decoder)) is not None:
+                scope.deadline = ends_at
                 reply = answer(message)
                 if reply is None:
                     break

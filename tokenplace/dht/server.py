@@ -1,14 +1,15 @@
 """What a server of the DHT answers. Start at `KadServer.handle`.
 
-Mended against libp2p's server: a peer may hold few streams and none for ever, so idle ones cannot
-stop it; a record is confirmed only when it was stored; only its own provider can announce one;
-values are refused.
+Mended against libp2p's server (`kad_dht.py`): a peer may hold few streams and none for ever, so 12
+idle ones cannot stop it (587); a record is confirmed only when it was stored (libp2p drops what is
+over 10 in 10 s without a word, 313); a provider can take its record back; values, which libp2p
+takes from anybody for any key (1156), are refused. Only its own provider can announce a record, as
+there.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
@@ -34,33 +35,26 @@ class KadServer:
         store: ProviderStore,
         clock: Callable[[], float],
         meet: Callable[[str], None],
+        provided: Callable[[str], None],
+        addrs: Callable[[], Sequence[str]],
     ) -> None:
-        """meet: told the peer id of everybody who asks; must not wait."""
+        """
+        meet: told the peer id of everybody who asks. provided: told who has announced a record.
+        Neither may wait. addrs: where this peer is reached.
+        """
         self._host = host
         self._table = table
         self._store = store
         self._clock = clock
         self._meet = meet
-        self._n_streams: Counter[str] = Counter()
+        self._provided = provided
+        self._addrs = addrs
 
     async def handle(self, stream: PeerStream) -> None:
         """Serve one inbound stream; the handler of the DHT's protocol."""
         peer_id = stream.peer_id
-        if (
-            self._n_streams[peer_id] >= defaults.MAX_DHT_STREAMS_PER_PEER
-            or self._n_streams.total() >= defaults.MAX_DHT_STREAMS
-        ):
-            await stream.reset()
-            return
-        self._n_streams[peer_id] += 1
-        try:
-            self._meet(peer_id)
-            await serve_stream(
-                stream, lambda message: self.answer(message, peer_id, stream.remote_ip)
-            )
-        finally:
-            self._n_streams[peer_id] -= 1
-            self._n_streams += Counter()  # drops the zeros
+        self._meet(peer_id)
+        await serve_stream(stream, lambda message: self.answer(message, peer_id, stream.remote_ip))
 
     def answer(self, message: Message, peer_id: str, remote_ip: str) -> Message | None:
         """The answer to one message of `peer_id`; None refuses it."""
@@ -72,7 +66,7 @@ class KadServer:
         elif message.type == Message.GET_PROVIDERS:
             put_peers(self._store.get(message.key, self._clock()), reply.providerPeers)
         elif message.type == Message.ADD_PROVIDER:
-            return reply if self._add_provider(message, peer_id, remote_ip) else None
+            return reply if self._take_provider(message, peer_id, remote_ip) else None
         else:
             return None
         closer = self._table.closest(message.key, defaults.K + 1)
@@ -81,15 +75,24 @@ class KadServer:
         )
         return reply
 
-    def _add_provider(self, message: Message, peer_id: str, remote_ip: str) -> bool:
+    def _take_provider(self, message: Message, peer_id: str, remote_ip: str) -> bool:
+        """Store the asking peer's record, or, if it names no address, forget it."""
         providers = get_peers(message.providerPeers, 1)
-        if not providers or providers[0].peer_id != peer_id or not providers[0].addrs:
+        if len(message.providerPeers) != 1 or not providers or providers[0].peer_id != peer_id:
             return False
-        return self._store.add(message.key, providers[0], remote_ip, self._clock())
+        if not message.providerPeers[0].addrs:
+            self._store.remove(message.key, peer_id)
+            return True
+        if not providers[0].addrs:
+            return False  # there are some, but none that can be read
+        is_stored = self._store.add(message.key, providers[0], remote_ip, self._clock())
+        if is_stored:
+            self._provided(peer_id)
+        return is_stored
 
     def _myself_if(self, key: bytes) -> list[PeerAddrs]:
         """Who asks for our own id gets our addresses, from the one who knows."""
         if key != self._host.identity.peer_id_bytes:
             return []
-        addrs = self._host.addrs()[: defaults.MAX_PEER_ADDRS]
+        addrs = self._addrs()[: defaults.MAX_PEER_ADDRS]
         return [PeerAddrs(self._host.peer_id, tuple(addrs))]

@@ -7,15 +7,14 @@ the caller learns whether the walk came to its end.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
-from libp2p.peer.id import ID
 
 from tokenplace import defaults
-from tokenplace.dht.messages import PeerAddrs
+from tokenplace.dht.messages import PeerAddrs, peer_id_bytes
+from tokenplace.dht.table import position
 
 Ask = Callable[[PeerAddrs], Awaitable[list[PeerAddrs] | None]]
 """Queries one peer: the peers it knows closer to the key, or None when it did not answer."""
@@ -80,7 +79,7 @@ class _Walk:
     _distances: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._target = _position(self.key)
+        self._target = position(self.key)
 
     def learn(self, peers: Iterable[PeerAddrs]) -> None:
         """Add peers; of one known already, the addresses heard first stay first."""
@@ -92,9 +91,7 @@ class _Walk:
             self.known[peer.peer_id] = PeerAddrs(
                 peer.peer_id, tuple(addrs)[: defaults.MAX_PEER_ADDRS]
             )
-            self._distances[peer.peer_id] = self._target ^ _position(
-                ID.from_base58(peer.peer_id).to_bytes()
-            )
+            self._distances[peer.peer_id] = self._target ^ position(peer_id_bytes(peer.peer_id))
 
     def by_distance(self) -> list[PeerAddrs]:
         """All known peers, the closest first."""
@@ -120,8 +117,3 @@ class _Walk:
         chosen = waiting[: max(0, defaults.ALPHA - len(self.in_flight))]
         self.in_flight.update(peer.peer_id for peer in chosen)
         return chosen
-
-
-def _position(data: bytes) -> int:
-    """Where a key or a peer id lies: Kademlia's metric is XOR over sha256, as in libp2p."""
-    return int.from_bytes(hashlib.sha256(data).digest(), "big")

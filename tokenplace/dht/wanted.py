@@ -6,28 +6,36 @@ from dataclasses import dataclass
 
 from tokenplace import defaults
 from tokenplace.dht.directory_wire import Op, Query
-from tokenplace.dht.donors import DonorRecord, offers
+from tokenplace.dht.donors import DonorRecord
 from tokenplace.dht.keys import Kind, keys_to_search
+from tokenplace.models.names import NamedModel
 from tokenplace.models.syntax import is_sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A model by its names and artifacts, as in `donors.offers`."""
+    """Any of these models.
 
-    names: tuple[str, ...]
-    artifacts: tuple[str, ...]
+    If the artifact of one is known, artifacts and templates decide, and names only say where to
+    look: they are the donor's word. Otherwise a name is enough.
+    """
+
+    models: tuple[NamedModel, ...]
 
     def is_met_by(self, record: DonorRecord) -> bool:
-        """Does the donor offer it?"""
-        return offers(record.offer.models, self.names, self.artifacts)
+        """Does the donor offer one of them?"""
+        offered = record.offer.models
+        if any(model.artifact for model in self.models):
+            return any(model.fits(o.artifact, o.template) for o in offered for model in self.models)
+        names = {model.name for model in self.models}
+        return any(o.name in names for o in offered)
 
     @property
     def _subjects(self) -> list[tuple[Kind, str]]:
         """What it can be asked for by; none if there is too much of it, or only first digits."""
         subjects = [
-            *((Kind.ARTIFACT, text) for text in self.artifacts if is_sha256(text)),
-            *((Kind.MODEL, name) for name in self.names),
+            *((Kind.ARTIFACT, m.artifact) for m in self.models if is_sha256(m.artifact)),
+            *((Kind.MODEL, m.name) for m in self.models if m.name),
         ]
         return subjects if len(subjects) <= defaults.MAX_SUBJECTS else []
 

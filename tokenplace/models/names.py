@@ -43,6 +43,11 @@ class NamedModel:
     template: str = ""
     n_params: int = 0
 
+    def fits(self, artifact: str, template: str) -> bool:
+        """Is a served model this one? What it is called does not count."""
+        is_artifact = bool(self.artifact) and artifact.startswith(self.artifact)
+        return is_artifact and self.template in ("", template)
+
 
 class ModelNames:
     """The names known here: the user's own models, the catalogue, and aliases."""

@@ -100,8 +100,7 @@ def rank_of(offered: OfferedModel, wanted: Sequence[NamedModel]) -> int | None:
     match.
     """
     for rank, model in enumerate(wanted):
-        is_artifact = bool(model.artifact) and offered.artifact.startswith(model.artifact)
-        if is_artifact and model.template in ("", offered.template):
+        if model.fits(offered.artifact, offered.template):
             return rank
     return None
 

@@ -35,9 +35,7 @@ OWN_SEARCH_DEADLINE_S: Final = 0.0  # the own engine answers: others are asked o
 class DonorSource(Protocol):
     """What is needed of `dht.finder.Finder`."""
 
-    async def find(
-        self, names: Sequence[str], artifacts: Sequence[str], *, deadline_s: float
-    ) -> FindResult:
+    async def find(self, models: Sequence[NamedModel], *, deadline_s: float) -> FindResult:
         """Donors of any of these models, from memory if there are some, else by searching."""
 
     def known(self) -> Sequence[DonorRecord]:
@@ -90,9 +88,7 @@ class NetworkRoutes:
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
         result = await self._source.find(
-            [w.name for w in wanted],
-            [w.artifact for w in wanted if w.artifact],
-            deadline_s=OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S,
+            wanted, deadline_s=OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S
         )
         routes = [*own, *self._routes_to(result.donors, wanted)]
         if not routes:

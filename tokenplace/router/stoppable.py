@@ -1,0 +1,64 @@
+"""Answers to this peer's own apps that end with a reason when the peer stops. Start at `Stoppable`.
+
+Without it an app would see its stream break off, as if the peer had crashed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+import trio.abc
+
+from tokenplace.errors import PeerStopping
+from tokenplace.generation import Event, GenerateRequest, Generator
+from tokenplace.peer.running import Running
+
+
+class Stoppable:
+    """A `Generator` around another one."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._running = Running()
+
+    async def finish(self) -> None:
+        """From now on new requests fail with `PeerStopping`; those that run have a moment to end,
+        and fail with it too (`Running.finish`).
+        """
+        await self._running.finish()
+
+    @asynccontextmanager
+    async def generate(
+        self, request: GenerateRequest
+    ) -> AsyncIterator[trio.abc.ReceiveChannel[Event]]:
+        """See `Generator`."""
+        async with self._generator.generate(request) as events:
+            answer = _Answer(events)
+            if self._running.is_finishing:
+                answer.stop()
+            with self._running.answer(answer.stop):
+                yield answer
+
+
+class _Answer(trio.abc.ReceiveChannel[Event]):
+    """Events that end with `PeerStopping` once `stop` was called."""
+
+    def __init__(self, events: trio.abc.ReceiveChannel[Event]) -> None:
+        self._events = events
+        self._is_stopped = False
+        self._receiving = trio.CancelScope()
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._receiving.cancel()
+
+    async def receive(self) -> Event:
+        if not self._is_stopped:
+            with trio.CancelScope() as self._receiving:
+                return await self._events.receive()
+        raise PeerStopping
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
