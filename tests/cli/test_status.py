@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tokenplace.cli.status import farthest, print_status, short
+from tokenplace.cli.status import farthest, print_status
+from tokenplace.node.addresses import short
 
 ALICE = "12D3KooWSPpe5mwtL8KmqMWKucAp9YL7JkwvFSn3FrbDnL1bLGD2"
 BOB = "12D3KooWMvrQ1xxSLrqjdvugEBADAhgW4tT2VmaVpjcBAWPiTpER"
@@ -25,7 +26,7 @@ FULL: dict[str, Any] = {
     "is_serving": True,
     "peer_id": ALICE,
     "addresses": [PUBLIC, LAN],
-    "reachability": "reached from the internet",
+    "reachability": {"state": "internet", "addresses": [PUBLIC], "text": "reachable"},
     "api": {"url": "http://127.0.0.1:5010/v1"},
     "join": {
         "state": "joining",
@@ -120,7 +121,7 @@ def test_everything_is_shown() -> None:
         "API http://127.0.0.1:5010/v1",
         f"addresses {PUBLIC}",
         LAN,
-        "reachability reached from the internet",
+        "reachability reachable",
         "routing table 12 peers",
         "connections 1",
         f"from {short(BOB)} /ip4/9.9.9.9/tcp/5",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import trio
 
 from tests.e2e.network import MODEL, Network, wait_for
 from tokenplace.cli.processes import LOOPBACK, PeerFailed, is_offering, open_peers
-from tokenplace.cli.status import short
+from tokenplace.node.addresses import short
 
 pytestmark = pytest.mark.slow
 TOKENPLACE = [sys.executable, "-m", "tokenplace", "--config", os.devnull]
@@ -102,14 +103,22 @@ async def test_a_stopped_peer_ends_in_order_whatever_it_was_doing(
         url = f"{status['api']['url']}/completions"
         async with client.stream("POST", url, json=asked | {"stream": True}) as response:
             lines = response.aiter_lines()
-            assert (await anext(lines)).startswith("data: ")
+            seen = [await anext(lines)]
+            assert seen[0].startswith("data: ")
             peer.process.send_signal(signal.SIGTERM)
             with pytest.raises(httpx.RemoteProtocolError):  # never a quiet end
-                _ = [line async for line in lines]
+                await read_into(seen, lines)
+        last = [line for line in seen if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
         # The last resort after 4.8 s would show as a signal.
         assert await peer.process.wait() == 0
         assert "Traceback" not in peer.output
         assert not (peer.home / "control.sock").exists()
+
+
+async def read_into(seen: list[str], lines: AsyncIterator[str]) -> None:
+    async for line in lines:
+        seen.append(line)  # noqa: PERF401  (what came before an error counts)
 
 
 async def test_a_file_that_is_no_model_leaves_the_peer_up(

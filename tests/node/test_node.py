@@ -21,9 +21,11 @@ from tokenplace.dht.bootstrap import BootstrapList
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.errors import ConfigError, ConnectionLost, SearchIncomplete, first_error
 from tokenplace.node.donating import Donation, Donations
-from tokenplace.node.network import may_dial_private, why_nobody
+from tokenplace.node.network import may_dial_private, reach_policy, why_nobody
 from tokenplace.node.node import START_WAIT_S, LateRoutes, Node, open_node
+from tokenplace.node.proving import ReachPolicy
 from tokenplace.node.status import status_of
+from tokenplace.peer.adverts import DonorState
 from tokenplace.router.policy import Candidate
 from tokenplace.settings import Settings
 
@@ -96,7 +98,7 @@ async def test_a_peer_that_serves_says_what_it_is(settings: Settings) -> None:
     assert status["addresses"][0].endswith(f"/p2p/{status['peer_id']}")
     assert status["join"]["state"] == "alone", "its own two halves are no network"
     assert status["connections"] == []
-    assert "nobody has connected" in status["reachability"]
+    assert "no peer is connected" in status["reachability"]["text"]
     assert status["announced"] is None
     assert any("no peer known" in line for line in said)
     assert not settings.control_socket.exists()
@@ -121,11 +123,13 @@ async def test_peers_see_each_other(settings: Settings, home: Path) -> None:
             open_node(replace(settings, home=other_home, bootstrap=(addr,)), lambda line: None)
         )
         with trio.fail_after(30):
-            assert node.joiner is not None
-            await node.joiner.wait_joined()
+            for peer in (node, other):  # each has the other dial it back, and serves then
+                assert peer.joiner is not None
+                await peer.joiner.wait_joined()
         status, peer_id = status_of(node, NOW), status_of(other, NOW)["peer_id"]
     assert peer_id in {c["peer_id"] for c in status["connections"]}
-    assert status["reachability"] == "reached from this machine only, so far"
+    assert status["reachability"]["state"] == "this_machine"
+    assert status["reachability"]["addresses"] == [addr]
     assert status["join"]["state"] == "joined"
 
 
@@ -133,7 +137,7 @@ async def test_a_peer_that_only_asks_needs_nobody_to_reach_it(settings: Settings
     async with open_node(replace(settings, listen=()), lambda line: None) as node:
         status = status_of(node, NOW)
     assert status["peer_id"] is None
-    assert status["reachability"].startswith("asks only")
+    assert status["reachability"]["text"].startswith("asks only")
     assert not (settings.home / "identity.key").exists()
 
 
@@ -157,7 +161,52 @@ async def test_what_cannot_work_ends_the_start_with_its_reason(
     assert not settings.control_socket.exists()
 
 
+async def test_a_peer_that_stops_says_so_to_donors_and_apps(settings: Settings) -> None:
+    async with open_node(settings, lambda line: None) as node:
+        assert node.all_donations is not None
+        assert node.all_donations.load().state is DonorState.ACCEPTING
+        await node.stop()
+        assert node.all_donations.load().state is DonorState.FINISHING
+        async with httpx.AsyncClient() as client:
+            question = {"model": "tiny", "prompt": "One,"}
+            answer = await client.post(f"{node.api_url}/completions", json=question)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "stopping"
+
+
 # ---------------------------------------------------------------- words
+
+
+FRIEND = PeerAddrs("alice", ("/ip4/1.1.1.1/tcp/4010",))
+NEIGHBOUR = PeerAddrs("alice", ("/ip4/192.168.1.7/tcp/4010",))
+MYSELF = PeerAddrs("me", ("/ip4/1.1.1.1/tcp/4010",))
+
+
+@pytest.mark.parametrize(
+    ("peers", "serve", "always", "does_local_count", "trusted"),
+    [
+        ([], False, "", True, set()),
+        ([FRIEND], False, "", False, {"alice"}),
+        ([NEIGHBOUR], False, "", True, {"alice"}),
+        ([FRIEND], True, "of --serve", False, {"alice"}),
+        ([FRIEND, MYSELF], False, "a file names it", False, {"alice"}),
+        ([MYSELF], False, "a file names it", True, set()),
+    ],
+)
+def test_what_a_peer_takes_for_being_reached(
+    settings: Settings,
+    peers: list[PeerAddrs],
+    serve: bool,
+    always: str,
+    does_local_count: bool,
+    trusted: set[str],
+) -> None:
+    policy = reach_policy(
+        replace(settings, serve=serve), BootstrapList(tuple(peers), "a file"), "me", "asker"
+    )
+    assert policy == ReachPolicy(
+        always, does_local_count, frozenset(trusted), frozenset({"me", "asker"}), False
+    )
 
 
 def test_a_peer_that_is_starting_says_so(settings: Settings) -> None:

@@ -41,6 +41,7 @@ class MemoryPeerStream:
     incoming: _Pipe
     outgoing: _Pipe
     max_read: int = 1 << 30
+    is_inbound: bool = False
     was_reset: bool = False
     is_closed: bool = False
 
@@ -116,5 +117,5 @@ def stream_pair(
     there, back = _Pipe(), _Pipe()
     return (
         MemoryPeerStream(peer_ids[1], remote_ip, incoming=back, outgoing=there),
-        MemoryPeerStream(peer_ids[0], remote_ip, incoming=there, outgoing=back),
+        MemoryPeerStream(peer_ids[0], remote_ip, incoming=there, outgoing=back, is_inbound=True),
     )

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
 from tokenplace.cli.output import console, counted, fail, human_seconds, say
-from tokenplace.node.addresses import Reach, reach_of
+from tokenplace.node.addresses import Reach, reach_of, short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 Status = dict[str, Any]
-ID_END_CHARS: Final = 10
 LABEL_CHARS: Final = 16
 UNKNOWN: Final = "?"
 
@@ -44,7 +43,8 @@ def show_invite(home: Path) -> None:
         )
     if not status["addresses"]:
         fail("this peer is still starting", "try again in a few seconds")
-    best = farthest(status["addresses"])
+    # Those that others have reached come first: one may be a router's, which no card here has.
+    best = farthest([*status["reachability"]["addresses"], *status["addresses"]])
     print(f"tokenplace up --bootstrap {best}")
     if reach_of(best) is Reach.THIS_MACHINE:
         say("this address works only on this machine")
@@ -55,11 +55,6 @@ def show_invite(home: Path) -> None:
 def farthest(addresses: list[str]) -> str:
     """The address that can be reached from farthest away; of equals the first."""
     return min(addresses, key=reach_of)
-
-
-def short(peer_id: str) -> str:
-    """A peer id that people can tell from others."""
-    return peer_id if len(peer_id) <= ID_END_CHARS else f"…{peer_id[-ID_END_CHARS:]}"
 
 
 def print_status(screen: Console, status: Status, *, with_requests: bool) -> None:
@@ -86,7 +81,7 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
     yield "API", status["api"]["url"] if status["api"] else "none"
     for number, addr in enumerate(status["addresses"]):
         yield "" if number else "addresses", addr
-    yield "reachability", status["reachability"]
+    yield "reachability", status["reachability"]["text"]
     yield "routing table", counted(status["routing_table"]["n_peers"], "peer")
     yield "connections", str(len(status["connections"]))
     for connection in status["connections"]:

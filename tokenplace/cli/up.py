@@ -34,11 +34,13 @@ def run_up(settings: Settings, *, may_fetch: bool, until_eof: bool) -> None:
 
 
 async def _run(settings: Settings, until_eof: bool) -> None:
-    async with until_signal(), open_node(settings, say):
-        if until_eof:
-            await _wait_for_eof()
-        else:
-            await trio.sleep_forever()
+    async with until_signal() as stopping, open_node(settings, say) as node:
+        with stopping.only_this():
+            if until_eof:
+                await _wait_for_eof()
+            else:
+                await trio.sleep_forever()
+        await node.stop()
 
 
 async def _wait_for_eof() -> None:

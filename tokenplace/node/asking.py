@@ -17,14 +17,17 @@ from tokenplace.dht.bootstrap import BootstrapList, Joiner
 from tokenplace.dht.donors import DirectoryCache, DonorRecord
 from tokenplace.dht.finder import Finder, open_finder
 from tokenplace.dht.kad import Kad, open_kad
+from tokenplace.dht.known_peers import KnownPeers, open_remembering
 from tokenplace.generation import Generator
 from tokenplace.peer.background import open_background
 from tokenplace.peer.host import PeerHost, open_host
-from tokenplace.peer.identity import throwaway_identity
+from tokenplace.peer.identity import Identity
+from tokenplace.peer.reach import ReachService
 from tokenplace.peer.requester import RemoteDonor, SealTarget
 from tokenplace.peer.streams import PeerStream
 from tokenplace.peer.wire import GENERATE_PROTOCOL
 from tokenplace.sealing.epochs import EPOCH_BYTES
+from tokenplace.sealing.suites import best_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +62,37 @@ class Asking:
 
 def target_of(record: DonorRecord) -> SealTarget:
     """What a request to this donor is sealed to: its best key, and its last known epoch."""
-    key = next((key for key in record.keys.keys if key.is_supported), record.keys.keys[0])
+    keys = record.keys.keys
+    key = best_key(keys) or keys[0]  # sealing to one that it cannot use is the donor's fault
     return SealTarget(key, record.live.epoch if record.live else bytes(EPOCH_BYTES))
 
 
 @asynccontextmanager
 async def open_asking(
-    network: str, bootstrap: BootstrapList, *, allow_private: bool, own_peers: frozenset[str]
+    network: str,
+    identity: Identity,
+    bootstrap: BootstrapList,
+    known: KnownPeers,
+    *,
+    allow_private: bool,
+    own_peers: frozenset[str],
 ) -> AsyncIterator[Asking]:
     """Run the asking half until the block exits. It joins and searches in the background.
 
-    own_peers: peer ids of this very peer's serving half, which is not asked over the network.
+    identity: a throw-away one. own_peers: peer ids of this very peer's serving half, which is not
+    asked over the network.
     """
     cache = DirectoryCache(network, allow_private=allow_private, own_peers=own_peers)
     async with (
-        open_host(throwaway_identity()) as host,
+        open_host(identity) as host,
         open_kad(host, network=network, server=False, allow_private=allow_private) as kad,
         open_background() as background,
     ):
-        joiner = Joiner(host, kad, bootstrap)
+        ReachService(host).serve()  # donors ask whoever they are connected to
+        joiner = Joiner(host, kad, bootstrap, known.peers)
         background.start_soon(joiner.run)
-        async with open_finder(host, kad, joiner, cache, network=network) as finder:
+        async with (
+            open_finder(host, kad, joiner, cache, network=network) as finder,
+            open_remembering(known, kad, finder),
+        ):
             yield Asking(host, kad, finder, joiner, network)

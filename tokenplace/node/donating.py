@@ -58,10 +58,11 @@ class Donation:
 
 @dataclass
 class Donations:
-    """All donated models of this peer."""
+    """All donated models of this peer. is_finishing: it is about to stop, and says so."""
 
     all: list[Donation] = field(default_factory=list)
     say: Callable[[str], None] = log.info
+    is_finishing: bool = False
 
     def offered(self) -> Sequence[OfferedModel]:
         """What is offered now, for the advert."""
@@ -85,7 +86,7 @@ class Donations:
         """
         loads = [d.engine.load for d in self.all if d.offered and d.engine]
         return Load(
-            state=DonorState.ACCEPTING,
+            state=DonorState.FINISHING if self.is_finishing else DonorState.ACCEPTING,
             queue=max((one.n_running + one.n_queued for one in loads), default=0),
             prefill_tps=min((one.prefill_tps for one in loads), default=0.0),
             decode_tps=min((one.decode_tps for one in loads), default=0.0),

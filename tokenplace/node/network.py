@@ -13,6 +13,7 @@ import trio
 
 from tokenplace import defaults
 from tokenplace.dht.bootstrap import BootstrapList, Joiner, JoinState, load_bootstrap
+from tokenplace.dht.known_peers import KnownPeers, open_known_peers
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.models.names import ModelNames
 from tokenplace.models.store import ModelStore
@@ -21,8 +22,9 @@ from tokenplace.node.addresses import Reach, reach_of
 from tokenplace.node.asking import Asking, open_asking
 from tokenplace.node.donating import Donations, DonationState
 from tokenplace.node.node import LateRoutes, Node
+from tokenplace.node.proving import ReachPolicy
 from tokenplace.node.serving import open_serving
-from tokenplace.peer.identity import load_or_create_identity
+from tokenplace.peer.identity import Identity, load_or_create_identity, throwaway_identity
 from tokenplace.router.routes import NetworkRoutes
 from tokenplace.settings import Settings
 
@@ -42,21 +44,35 @@ async def open_network(
     bootstrap = load_bootstrap(settings.bootstrap, settings.home)
     donations = node.all_donations = Donations(say=say)
     allow_private = may_dial_private(settings, bootstrap)
+    known = await stack.enter_async_context(
+        open_known_peers(
+            settings.home,
+            settings.network,
+            allow_private=allow_private,
+            from_scratch=bootstrap.starts_network,
+            say=say,
+        )
+    )
+    asker = throwaway_identity()
     if settings.is_serving:
+        identity = load_or_create_identity(settings.home / IDENTITY_FILE)
         node.serving = await stack.enter_async_context(
             open_serving(
                 settings.network,
-                load_or_create_identity(settings.home / IDENTITY_FILE),
+                identity,
                 settings.listen or (defaults.LISTEN_ADDR,),
                 bootstrap,
+                known,
                 donations,
+                reach_policy(settings, bootstrap, identity.peer_id, asker.peer_id),
+                say,
                 allow_private=allow_private,
             )
         )
         for addr in node.serving.host.addrs():
             say(f"listening on {addr}")
     if settings.has_api:
-        node.asking = await _open_asking_half(node, stack, bootstrap, allow_private)
+        node.asking = await _open_asking_half(node, asker, stack, bootstrap, known, allow_private)
         node.routes = NetworkRoutes(
             lambda: ModelNames(table.read()),
             donations.own_models,
@@ -76,7 +92,12 @@ async def open_network(
 
 
 async def _open_asking_half(
-    node: Node, stack: AsyncExitStack, bootstrap: BootstrapList, allow_private: bool
+    node: Node,
+    asker: Identity,
+    stack: AsyncExitStack,
+    bootstrap: BootstrapList,
+    known: KnownPeers,
+    allow_private: bool,
 ) -> Asking:
     """The asking half also joins through this peer's own serving half: who calls there is known
     here.
@@ -89,7 +110,12 @@ async def _open_asking_half(
         bootstrap = BootstrapList((*bootstrap.peers, own), bootstrap.source)
     return await stack.enter_async_context(
         open_asking(
-            node.settings.network, bootstrap, allow_private=allow_private, own_peers=own_peers
+            node.settings.network,
+            asker,
+            bootstrap,
+            known,
+            allow_private=allow_private,
+            own_peers=own_peers,
         )
     )
 
@@ -101,6 +127,26 @@ def may_dial_private(settings: Settings, bootstrap: BootstrapList) -> bool:
     """
     return settings.allow_private or any(
         reach_of(addr) is not Reach.INTERNET for peer in bootstrap.peers for addr in peer.addrs
+    )
+
+
+def reach_policy(
+    settings: Settings, bootstrap: BootstrapList, own_id: str, asker_id: str
+) -> ReachPolicy:
+    """What this peer takes for being reached (docs/protocol.md, section 12)."""
+    others = frozenset(peer.peer_id for peer in bootstrap.peers) - {own_id}
+    always = ""
+    if settings.serve:
+        always = "of --serve"
+    elif len(others) < len(bootstrap.peers):
+        always = f"{bootstrap.source} names it"
+    return ReachPolicy(
+        always=always,
+        # Else a second peer on this machine would do for a network of strangers.
+        does_local_count=not others or may_dial_private(settings, bootstrap),
+        trusted=others,
+        own_peers=frozenset({own_id, asker_id}),
+        is_donating=bool(settings.donate),
     )
 
 
@@ -116,7 +162,7 @@ def why_nobody(node: Node) -> str:
 
 
 async def _say_joined(joiner: Joiner, say: Callable[[str], None]) -> None:
-    if not joiner.peers:
+    if joiner.status().state is JoinState.ALONE:
         say(
             f"no peer known: {joiner.bootstrap.source} names none. Join through somebody with "
             "--bootstrap MULTIADDR (they print it with: tokenplace peer invite), or wait until "

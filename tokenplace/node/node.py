@@ -30,6 +30,7 @@ from tokenplace.node.home import open_home
 from tokenplace.node.status import status_of
 from tokenplace.router.policy import Candidate
 from tokenplace.router.router import Attempt, Route, Router, Routes
+from tokenplace.router.stoppable import Stoppable
 from tokenplace.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ START_WAIT_S: Final = 5.0
 
 @dataclass
 class Node:
-    """A running peer, for its status."""
+    """A running peer, for its status. apps: what answers the local API's."""
 
     settings: Settings
     started_at: float
@@ -56,6 +57,7 @@ class Node:
     serving: Serving | None = None
     routes: NetworkRoutes | None = None
     router: Router | None = None
+    apps: Stoppable | None = None
     version: str = __version__
     pid: int = field(default_factory=os.getpid)
     all_donations: Donations | None = None
@@ -77,6 +79,22 @@ class Node:
     def attempts(self) -> Sequence[Attempt]:
         """The latest requests of this peer's own apps, oldest first."""
         return tuple(self.router.attempts) if self.router else ()
+
+    async def stop(self) -> None:
+        """Begin nothing new, say so, and let the answers that run come to their end: those that
+        this peer gives and those that its apps wait for (`Running.finish`). Meanwhile it leaves the
+        DHT.
+
+        To be awaited before `open_node`'s block is left, which cuts whatever still runs.
+        """
+        if self.all_donations is not None:
+            self.all_donations.is_finishing = True
+        async with trio.open_nursery() as nursery:
+            if self.serving is not None:
+                nursery.start_soon(self.serving.donor.finish)
+                nursery.start_soon(self.serving.announcer.leave, self.serving.kad)
+            if self.apps is not None:
+                nursery.start_soon(self.apps.finish)
 
 
 class LateRoutes:
@@ -127,6 +145,9 @@ async def open_node(settings: Settings, say: Callable[[str], None]) -> AsyncIter
         network = await trio.to_thread.run_sync(import_module, "tokenplace.node.network")
         await network.open_network(node, table, routes, stack, nursery, say)
         yield node
+        if node.serving is not None:
+            await node.serving.withdraw()
+        nursery.cancel_scope.cancel()  # all at once: each part takes its time to close
 
 
 async def _open_api(
@@ -145,7 +166,8 @@ async def _open_api(
         lambda: node.routes.offered_now() if node.routes else (),
         created=int(node.started_at),
     )
-    app = create_app(node.router, catalog)
+    node.apps = Stoppable(node.router)
+    app = create_app(node.apps, catalog)
     port = await nursery.start(partial(serve_api, app, port=node.settings.api_port))
     node.api_url = f"http://127.0.0.1:{port}/v1"
     say(f"API: {node.api_url}")

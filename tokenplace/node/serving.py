@@ -5,7 +5,7 @@ directory, and the donor's side of the exchange. Start at `open_serving`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,14 +14,17 @@ from tokenplace.dht.bootstrap import BootstrapList, Joiner
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
 from tokenplace.dht.finder import Finder, open_finder
-from tokenplace.dht.kad import Kad, open_kad
+from tokenplace.dht.kad import Kad
+from tokenplace.dht.known_peers import KnownPeers, open_remembering
 from tokenplace.node.donating import Donations
+from tokenplace.node.proving import Prober, ReachPolicy, open_prober
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.background import open_background
 from tokenplace.peer.donor import Donor
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import Identity
 from tokenplace.peer.wire import GENERATE_PROTOCOL
+from tokenplace.sealing.clock import ElapsedClock
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 
@@ -36,6 +39,11 @@ class Serving:
     donor: Donor
     finder: Finder
     announcer: Announcer
+    prober: Prober
+
+    async def withdraw(self) -> None:
+        """Offer nothing from now on, and take back what the DHT knows; soon done, see there."""
+        await self.announcer.withdraw(self.kad)
 
 
 @asynccontextmanager
@@ -44,27 +52,35 @@ async def open_serving(
     identity: Identity,
     listen: tuple[str, ...],
     bootstrap: BootstrapList,
+    known: KnownPeers,
     donations: Donations,
+    reach: ReachPolicy,
+    say: Callable[[str], None],
     *,
     allow_private: bool,
 ) -> AsyncIterator[Serving]:
-    """Serve until the block exits; then say goodbye to those who could still send requests here."""
-    key_ring = KeyRing.generate()
+    """Serve until the block exits; then say goodbye to those who could still send requests here.
+
+    The DHT is served, and addresses are announced, once others are known to reach them.
+    """
+    clock = ElapsedClock(time.monotonic, time.time)
+    key_ring = KeyRing()
     epochs = Epochs()
     async with (
         open_host(identity, listen=listen) as host,
-        open_kad(host, network=network, server=True, allow_private=allow_private) as kad,
+        open_prober(host, network, reach, say, allow_private=allow_private) as (prober, kad),
         open_background() as background,
     ):
-        joiner = Joiner(host, kad, bootstrap)
+        known.leave_out(host.peer_id)
+        joiner = Joiner(host, kad, bootstrap, known.peers)
         announcer = Announcer(
             identity=identity,
             network=network,
-            addrs=host.addrs,
+            addrs=prober.announced,
             models=donations.offered,
-            public_keys=key_ring.public_keys,
+            public_keys=lambda: key_ring.advertised(clock()),
             load=donations.load,
-            epoch=lambda: epochs.current(time.monotonic()),
+            epoch=lambda: epochs.current(clock()),
         )
         donor = Donor(
             network=network,
@@ -75,7 +91,7 @@ async def open_serving(
             admission=Admission(),
             signed_keys=announcer.signed_keys,
             signed_live=announcer.signed_live,
-            clock=time.monotonic,
+            clock=clock,
         )
         cache = DirectoryCache(
             network, allow_private=allow_private, own_peers=frozenset({identity.peer_id})
@@ -87,5 +103,6 @@ async def open_serving(
         async with (
             open_finder(host, kad, joiner, cache, network=network) as finder,
             open_announcer(announcer, kad),
+            open_remembering(known, kad, finder),
         ):
-            yield Serving(host, kad, joiner, donor, finder, announcer)
+            yield Serving(host, kad, joiner, donor, finder, announcer, prober)

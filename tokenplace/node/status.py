@@ -6,10 +6,7 @@ answer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-from tokenplace.node.addresses import Reach, reach_of
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenplace.dht.bootstrap import Joiner
@@ -19,13 +16,6 @@ if TYPE_CHECKING:
     from tokenplace.node.node import Node
     from tokenplace.node.serving import Serving
     from tokenplace.peer.host import ConnectionInfo
-
-
-_REACHED_FROM: Final = {
-    Reach.INTERNET: "reached from the internet",
-    Reach.LOCAL_NETWORK: "reached from the local network, from outside not yet",
-    Reach.THIS_MACHINE: "reached from this machine only, so far",
-}
 
 
 def status_of(node: Node, now: float) -> dict[str, Any]:
@@ -42,7 +32,7 @@ def status_of(node: Node, now: float) -> dict[str, Any]:
         "is_serving": node.settings.is_serving,
         "peer_id": serving.host.peer_id if serving else None,
         "addresses": serving.host.addrs() if serving else [],
-        "reachability": _reachability(node, connections),
+        "reachability": _reachability(node),
         "api": {"url": node.api_url} if node.api_url else None,
         "join": _join(node.joiner),
         "connections": [dataclasses.asdict(connection) for connection in connections],
@@ -62,13 +52,16 @@ def _connections(*halves: Serving | Asking | None) -> list[ConnectionInfo]:
     return [c for host in hosts for c in host.connections() if c.peer_id not in own]
 
 
-def _reachability(node: Node, connections: Sequence[ConnectionInfo]) -> str:
+def _reachability(node: Node) -> dict[str, Any]:
+    """`addresses`: those that other peers have proven to reach."""
     if not node.settings.is_serving:
-        return "asks only: does not listen, so nobody needs to reach it"
-    inbound = [reach_of(c.remote_addr) for c in connections if c.direction == "in"]
-    if not inbound:
-        return "not known yet: nobody has connected so far"
-    return _REACHED_FROM[min(inbound)]
+        text = "asks only: does not listen, so nobody needs to reach it"
+        return {"state": "asks_only", "addresses": [], "text": text}
+    if node.serving is None:
+        return {"state": "starting", "addresses": [], "text": "starting"}
+    report = node.serving.prober.report()
+    addresses = [f"{addr}/p2p/{node.serving.host.peer_id}" for addr in report.confirmed]
+    return {"state": report.state, "addresses": addresses, "text": report.text}
 
 
 def _join(joiner: Joiner | None) -> dict[str, Any]:

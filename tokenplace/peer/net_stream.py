@@ -1,9 +1,9 @@
 """A libp2p stream as a `PeerStream`. Start at `Libp2pStream`.
 
-The one place where libp2p's stream errors become trio's. Two things to know: a read or write that
-was cancelled leaves the stream usable for a reset, and for nothing else; and a reader that pauses
-for 5 s while a full window waits breaks the writer, so readers drain promptly into a bounded buffer
-of their own.
+The one place where libp2p's stream errors become trio's. Three things to know: a read or write that
+was cancelled leaves the stream usable for a reset, and for nothing else; `send_all` waits for a
+reader that pauses, so it needs a deadline; and a writer is not told that the other side has closed,
+so who wants no more answer resets the stream.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 from libp2p.abc import INetStream
-from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from tokenplace import defaults
 
@@ -37,6 +37,10 @@ class Libp2pStream:
     def remote_ip(self) -> str:
         return self._remote_ip
 
+    @property
+    def is_inbound(self) -> bool:
+        return not self._stream.muxed_conn.is_initiator
+
     async def send_all(self, data: bytes) -> None:
         if self._is_closed or self._eof_sent:
             raise trio.ClosedResourceError
@@ -49,8 +53,9 @@ class Libp2pStream:
         if self._is_closed:
             raise trio.ClosedResourceError
         try:
-            return await self._stream.read(max_bytes)
-        except StreamEOF:
+            # Upstream, `NetStream.read` refuses what had arrived when the connection ended.
+            return await self._stream.muxed_stream.read(max_bytes)
+        except MuxedStreamEOF:
             return b""
         except Exception as error:
             raise self._broken(error) from error

@@ -30,6 +30,10 @@ class PeerStream(Protocol):
     def remote_ip(self) -> str:
         """The address the other peer's connection comes from, e.g. "203.0.113.7" or "::1"."""
 
+    @property
+    def is_inbound(self) -> bool:
+        """Whether the other peer opened the connection, whoever opened the stream."""
+
     async def send_all(self, data: bytes) -> None:
         """Send all of `data`; waits while the other side does not read."""
 
@@ -56,3 +60,14 @@ when it returns.
 
 OpenStream = Callable[[], Awaitable[PeerStream]]
 """Opens a stream to a peer that was chosen before; raises `ConnectFailed`."""
+
+
+async def receive_exactly(stream: PeerStream, n_bytes: int) -> bytes:
+    """The next `n_bytes`. Raises `trio.BrokenResourceError` if the stream ends before that."""
+    received = bytearray()
+    while len(received) < n_bytes:
+        chunk = await stream.receive_some(n_bytes - len(received))
+        if not chunk:
+            raise trio.BrokenResourceError("the stream ended early")
+        received += chunk
+    return bytes(received)
