@@ -7,7 +7,7 @@ from typing import Final
 from tokenplace import defaults
 from tokenplace.generation import SamplingParams
 from tokenplace.models.syntax import MAX_NAME_CHARS
-from tokenplace.peer import gen1
+from tokenplace.peer import gen1, reach_wire
 from tokenplace.router import policy
 
 KIB: Final = 1 << 10
@@ -19,13 +19,34 @@ USUAL: Final = SamplingParams()
 # A phrase of docs/protocol.md that stands there once, `#` for each number; then the numbers.
 NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     # 1. Transport
-    ("if its handshake takes over # s", (defaults.UPGRADE_TIMEOUT_S,)),
+    ("Noise and yamux together, takes over # s", (defaults.UPGRADE_TIMEOUT_S,)),
     ("first window of # KiB on a stream", (defaults.STREAM_WINDOW_BYTES / KIB,)),
     ("has sent # MiB that nobody has read", (defaults.MAX_UNREAD_BYTES / MIB,)),
     ("a yamux ping unanswered for # s", (defaults.KEEPALIVE_TIMEOUT_S,)),
     ("takes no byte for # s. At most", (defaults.WRITE_STALL_S,)),
     ("At most # inbound streams", (defaults.MAX_INBOUND_STREAMS,)),
-    ("holds at most # connections", (defaults.MAX_CONNECTIONS,)),
+    ("whose protocol is not chosen within # s", (defaults.NEGOTIATE_TIMEOUT_S,)),
+    ("first frame has not arrived within # s", (defaults.FIRST_FRAME_TIMEOUT_S,)),
+    ("holds at most # connections in each", (defaults.MAX_CONNECTIONS,)),
+    (
+        "takes at most # inbound, and after # new ones # a second; of a loopback address #, and "
+        "after # new ones # a second.",
+        (
+            defaults.MAX_CONNECTIONS_PER_IP,
+            defaults.CONNECT_BURST,
+            defaults.CONNECTS_PER_S,
+            defaults.MAX_LOOPBACK_CONNECTIONS,
+            defaults.LOOPBACK_CONNECT_BURST,
+            defaults.LOOPBACK_CONNECTS_PER_S,
+        ),
+    ),
+    ("At most # are in their handshake", (defaults.MAX_GREETING,)),
+    ("When all # inbound places are taken", (defaults.MAX_CONNECTIONS,)),
+    ("not dialled any more after # failed dials", (defaults.FAILED_DIALS,)),
+    (
+        "(# tokens, filled up within # s;",
+        (defaults.FAILED_DIALS, defaults.FAILED_DIALS_WINDOW_S),
+    ),
     # 2. Names and DHT keys
     ("**name** is 1 to # characters", (MAX_NAME_CHARS,)),
     ("| `donors` | empty | # |", (defaults.DONORS_SHARDS,)),
@@ -43,7 +64,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         (defaults.PROVIDER_TTL_S / MINUTE_S, defaults.ANNOUNCE_EVERY_S / MINUTE_S),
     ),
     (
-        "at most # records a key, # keys a provider and # records;",
+        "at most # records a key, # keys a provider and # records.",
         (
             defaults.MAX_PROVIDERS_PER_KEY,
             defaults.MAX_KEYS_PER_PROVIDER,
@@ -58,13 +79,33 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
             defaults.DHT_STREAM_LIFETIME_S,
         ),
     ),
+    ("stored them, giving up after # s.", (defaults.WITHDRAW_TIMEOUT_S,)),
+    (
+        "# at the same time, # s apart, none again within # s;",
+        (
+            defaults.PROVIDER_PROBES,
+            defaults.PROVIDER_PROBE_PAUSE_S,
+            defaults.PROVIDER_PROBE_AGAIN_S,
+        ),
+    ),
     ("A question is given # s.", (defaults.QUERY_TIMEOUT_S,)),
+    ("and asked again within # s;", (defaults.RECHECK_S,)),
+    ("at most # each, # in all.", (defaults.BUCKET_PEERS, defaults.MAX_TABLE_PEERS)),
+    (
+        "at most # are in a bucket and # in the table;",
+        (defaults.BUCKET_PEERS_PER_NETWORK, defaults.TABLE_PEERS_PER_NETWORK),
+    ),
+    (
+        "at most #, and when it knows nobody ask # of them",
+        (defaults.MAX_KNOWN_PEERS, defaults.JOIN_REMEMBERED),
+    ),
     ("At most # a peer, those it signed", (defaults.MAX_ADDRS,)),
     # 3. Signed objects and the directory
     ("`/tokenplace/keys` | # h |", (defaults.KEYS_LIFETIME_S / HOUR_S,)),
     ("`/tokenplace/offer` | # min |", (defaults.OFFER_LIFETIME_S / MINUTE_S,)),
     ("`/tokenplace/live` | # s |", (defaults.LIVE_LIFETIME_S,)),
     ("the time (± # min)", (defaults.CLOCK_SKEW_S / MINUTE_S,)),
+    ("longer than the objects, for # donors", (defaults.MAX_FLOORS,)),
     ("# s later its load figures are void", (defaults.LIVE_LIFETIME_S,)),
     ("Objects over # KiB are refused", (defaults.MAX_ADVERT_BYTES / KIB,)),
     ("`keys` = list (at most #)", (defaults.MAX_KEYS,)),
@@ -82,6 +123,13 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     ("0 if unknown, at most #)", (defaults.MAX_TPS,)),
     ("Made anew at most every # s", (defaults.LIVE_REFRESH_S,)),
+    (
+        "at most # h from its making. For # h it is the one advertised",
+        (defaults.PRIVATE_KEY_LIFETIME_S / HOUR_S, defaults.ROTATE_KEY_S / HOUR_S),
+    ),
+    ("`exp` is at least # min (the tolerated skew)", (defaults.CLOCK_SKEW_S / MINUTE_S,)),
+    ("1 to # random bytes as `public`", (defaults.MAX_GREASE_KEY_BYTES,)),
+    ("into one chunk in # a reserved key", (defaults.GREASED_CHUNKS,)),
     ("msgpack map` of at most # KiB: {`op`", (defaults.MAX_DIRECTORY_QUERY_BYTES / KIB,)),
     ("`max`: 1 to #}", (defaults.MAX_DIRECTORY_ENTRIES,)),
     ("msgpack list` of at most # KiB", (defaults.MAX_DIRECTORY_ANSWER_BYTES / KIB,)),
@@ -109,6 +157,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         ((1 + defaults.EPOCHS_KEPT) * defaults.EPOCH_S / MINUTE_S,),
     ),
     ("JSON, gen/1 (section 7), at most # MiB", (defaults.MAX_BODY_BYTES / MIB,)),
+    ("remembered, at most # requests an epoch", (defaults.MAX_SEEN_PER_EPOCH,)),
     # 5. The answer
     ("`0 ‖ length(2) ‖ msgpack map` of at most # KiB", (defaults.MAX_REFUSAL_BYTES / KIB,)),
     (
@@ -134,7 +183,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         (defaults.REQUEST_TIMEOUT_S, defaults.WRITE_TIMEOUT_S),
     ),
     # 7. gen/1 and tp/1
-    ("nested at most # deep", (gen1.MAX_DEPTH,)),
+    ("nested at most # deep, of at most # strings", (gen1.MAX_DEPTH, defaults.MAX_BODY_PARTS)),
     ("A body over # MiB gets `too_big`", (defaults.MAX_BODY_BYTES / MIB,)),
     ("| `messages` | 1 to #", (defaults.MAX_MESSAGES,)),
     ("| `max_tokens` | integer 1 to # |", (defaults.MAX_NEW_TOKENS,)),
@@ -175,6 +224,39 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         ),
     ),
     ("gets `busy` with `retry_after_s` #.", (defaults.BUSY_RETRY_AFTER_S,)),
+    # 12. Reach
+    (
+        "msgpack map` of at most # bytes: {`op`: `dial_back`, `nonce`: # random bytes",
+        (defaults.MAX_REACH_MESSAGE_BYTES, reach_wire.NONCE_BYTES),
+    ),
+    ("after proofs by peers of # different /16", (defaults.REACH_NETWORKS,)),
+    (
+        "A proof holds for # min and is renewed after # min",
+        (defaults.REACH_PROOF_LIFETIME_S / MINUTE_S, defaults.REACH_RENEW_S / MINUTE_S),
+    ),
+    ("proofs of a router's address hold for # s more", (defaults.REACH_DOUBT_S,)),
+    (
+        "at most # at once, and one that did not help again after # s",
+        (defaults.REACH_ASKED_AT_ONCE, defaults.REACH_RETRY_S),
+    ),
+    ("each time (± 50 %), at most # s.", (defaults.REACH_RETRY_MAX_S,)),
+    (
+        "or has not arrived within # s, gets a reset; dialling and the proof have # s, "
+        "the whole exchange # s. A peer serves at most # streams, of one peer at most #, and dials "
+        "back at most # at once",
+        (
+            defaults.REACH_READ_TIMEOUT_S,
+            defaults.REACH_DIAL_TIMEOUT_S,
+            defaults.REACH_TIMEOUT_S,
+            defaults.REACH_STREAMS,
+            defaults.REACH_STREAMS_PER_PEER,
+            defaults.REACH_DIALS,
+        ),
+    ),
+    (
+        "at most # times, then once every # s",
+        (defaults.REACH_DIAL_BURST, defaults.REACH_DIAL_EVERY_S),
+    ),
     # 11. Choosing a donor
     (
         "A + # ÷ prefill speed + round trip; to the end = that + A, with A = # ÷ decode",

@@ -53,11 +53,18 @@ FIRST_TOKEN_ETA_FACTOR: Final = 3.0
 FIRST_TOKEN_GRACE_S: Final = 5.0
 PROGRESS_TIMEOUT_S: Final = 10.0
 MAX_EXCHANGE_S: Final = 1800.0  # longest answer: 128k tokens at 70 tokens/s
+# A peer that stops: answers that run have so long to end, then so long to be told why they do not.
+# The rest of the 5 s promised is for closing.
+FINISH_GRACE_S: Final = 2.5
+FINISH_NOTICE_S: Final = 0.5
 
 # ---------------------------------------------------------------- gen/1 (docs/protocol.md, section
 # 7)
 
 MAX_MESSAGES: Final = 1024
+# Strings, commas and brackets: three times those of MAX_MESSAGES messages. Parsing so many holds up
+# everybody else for 20 ms.
+MAX_BODY_PARTS: Final = 32_768
 MAX_STOP_STRINGS: Final = 4  # as OpenAI
 MAX_STOP_STRING_BYTES: Final = 256
 MAX_NEW_TOKENS: Final = 131_072
@@ -76,6 +83,7 @@ MAX_OPEN_EXCHANGES: Final = 256  # over all buckets, before anything of a reques
 
 MAX_SEEN_PER_EPOCH: Final = 65_536  # a thousand requests a second; a full epoch's cache is 9 MB
 READ_BYTES: Final = 64 << 10  # one read from a stream; a yamux window is 256 KiB
+GREASED_CHUNKS: Final = 8  # one in so many has something unknown in it: several an answer
 MAX_ERROR_MESSAGE_CHARS: Final = 512
 # Tokens average 4 bytes; at 128 a token the longest answer fits, and no donor fills our memory.
 MAX_ANSWER_BYTES: Final = 16 << 20
@@ -95,6 +103,12 @@ BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: about when the nex
 # section 3)
 
 KEYS_LIFETIME_S: Final = 48 * 3600
+# A private key's life: recorded requests can be opened by whoever steals it within that time.
+PRIVATE_KEY_LIFETIME_S: Final = 48 * 3600
+# Then a new key is advertised. The old one opens requests for the other half of its life, so a
+# statement that names it may be handed on for at least a day.
+ROTATE_KEY_S: Final = 24 * 3600
+MAX_GREASE_KEY_BYTES: Final = 64  # of the entry that means nothing: a twentieth of a real key
 OFFER_LIFETIME_S: Final = 15 * 60
 LIVE_LIFETIME_S: Final = 20
 CLOCK_SKEW_S: Final = 300
@@ -117,12 +131,35 @@ LIVE_REFRESH_S: Final = 5.0  # a `live` is made anew at most so often
 
 # ---------------------------------------------------------------- libp2p host
 
-MAX_CONNECTIONS: Final = 256  # 60 KB each; a DHT server in a network of thousands holds about 100
+# In each direction, 60 KB each; a DHT server in a network of thousands holds about 100.
+MAX_CONNECTIONS: Final = 256
+MAX_CONNECTIONS_PER_IP: Final = 8  # inbound, per IPv4 address or IPv6 /56: go-libp2p's figures
+# Inbound, per loopback address. All peers of a demo or a benchmark of 100 peers, with two hosts
+# each, come from one; a quarter of all places stays for others.
+MAX_LOOPBACK_CONNECTIONS: Final = 192
+# Inbound and still in their handshake. A silent one is gone after UPGRADE_TIMEOUT_S: to hold all of
+# them takes 64 new ones a second, and so 32 addresses.
+MAX_GREETING: Final = 192
+# New connections of one IPv4 address or IPv6 /56: a peer comes back a few times, a flood that
+# connects and hangs up must not keep the processor busy. A refused one costs 30 us.
+CONNECT_BURST: Final = 32
+CONNECTS_PER_S: Final = 2.0
+LOOPBACK_CONNECT_BURST: Final = 1024  # per loopback address: a benchmark's peers all at once
+LOOPBACK_CONNECTS_PER_S: Final = 256.0  # more handshakes than a core can do
+LISTEN_BACKLOG: Final = 4096  # Linux's own bound; below, a flood makes newcomers' SYNs wait 1 s
+ACCEPT_BATCH: Final = 64  # accepted in a row before others have their turn: 2 ms if all are refused
+ACCEPT_RETRY_S: Final = 0.1  # without descriptors, nothing can be done but wait until some are free
+# Failed dials to one public address, on the word of strangers; full again after the window.
+FAILED_DIALS: Final = 2
+FAILED_DIALS_WINDOW_S: Final = 60.0
+MAX_TOKEN_BUCKETS: Final = 4096  # 200 bytes each
 DIAL_STAGGER_S: Final = 0.15  # until the next address is tried too: RFC 8305 says 100 to 250 ms
 MAX_DIAL_ADDRS: Final = 8  # addresses tried for one peer; an offer holds no more
 # Sockets. Dead peers hold theirs for CONNECT_TIMEOUT_S and must not starve the living.
 MAX_CONCURRENT_DIALS: Final = 128
-UPGRADE_TIMEOUT_S: Final = 5.0  # a connection's Noise and yamux handshake: 4 round trips
+UPGRADE_TIMEOUT_S: Final = 3.0  # an inbound connection's Noise and yamux: 4 round trips
+NEGOTIATE_TIMEOUT_S: Final = 5.0  # the choice of a stream's protocol: 2 round trips
+FIRST_FRAME_TIMEOUT_S: Final = 10.0  # what a stream is for must be said by then
 MAX_INBOUND_STREAMS: Final = 128  # on one connection: twice what one bucket may run and queue
 STREAM_WINDOW_BYTES: Final = 256 << 10  # yamux's first window, never grown: 2.5 MB/s at 100 ms
 MAX_UNREAD_BYTES: Final = 8 << 20  # over all streams of one connection: 32 full windows
@@ -144,10 +181,17 @@ ALPHA: Final = 6  # queries in flight in one walk: some silent peers must not st
 QUERY_TIMEOUT_S: Final = 3.0  # one query, connecting included
 WALK_TIMEOUT_S: Final = 10.0
 MAX_TABLE_PEERS: Final = 1000
+BUCKET_PEERS: Final = 2 * K  # a bucket's; half of them may be gone, and walks are a hop shorter
+# Of one /16 (IPv6: /32) of the internet: nobody who rents one fills a table, nor a bucket.
+BUCKET_PEERS_PER_NETWORK: Final = 2
+TABLE_PEERS_PER_NETWORK: Final = 16
+MAX_QUERY_FAILURES: Final = 2  # in a row, then a peer leaves the table: one may be a lost packet
+RECHECK_S: Final = 5.0  # how often doubtful peers are asked again; a network flap lasts as long
 MAX_PEER_ADDRS: Final = 8  # of one peer, in any message
 MAX_ADDR_BYTES: Final = 128  # an address with a DNS name of 80 characters and a peer id
 MAX_DHT_MESSAGE_BYTES: Final = 128 << 10  # K closer peers and a full key's providers are 92 KB
 MAX_DHT_STREAMS: Final = 64  # served at once
+MAX_PARSED: Final = 4096  # ids and addresses remembered as parsed: a full table's; 300 bytes each
 # Below what a server allows one peer, because a stream counts there until its reset has arrived.
 DHT_QUERIES_PER_PEER: Final = 3
 MAX_DHT_STREAMS_PER_PEER: Final = 4
@@ -155,8 +199,42 @@ DHT_STREAM_LIFETIME_S: Final = 20.0
 MAX_PROVIDERS_PER_KEY: Final = 64
 MAX_KEYS_PER_PROVIDER: Final = 256  # 32 models by name and artifact, two days: 130
 MAX_PROVIDER_RECORDS: Final = 20_000  # about 12 MB
+# Providers of full keys are dialled to see who is there: by strangers' word, so seldom.
+PROVIDER_PROBES: Final = 2  # at the same time
+PROVIDER_PROBE_PAUSE_S: Final = 1.0  # after each
+PROVIDER_PROBE_AGAIN_S: Final = 600.0  # the same provider; one that lives announces every 12 min
+WITHDRAW_TIMEOUT_S: Final = 1.0  # taking all records back; SIGTERM to exit is promised within 5 s
+MAX_HOLDERS: Final = 2 * K  # of one record, told when it is withdrawn: the latest two rounds
+PARALLEL_WITHDRAWALS: Final = 32  # servers told at the same time; one stream each
 TABLE_REFRESH_S: Final = 120.0  # dead peers leave the table, moved ones get their new address
 CLIENT_MEMORY_S: Final = 120.0  # who asked and was no server is not probed again before
+
+# ---------------------------------------------------------------- reach (docs/protocol.md, section
+# 12)
+
+MAX_REACH_MESSAGE_BYTES: Final = 256  # a question is about 45 bytes, an answer at most 80
+REACH_TIMEOUT_S: Final = 10.0  # the whole exchange, on both sides
+REACH_READ_TIMEOUT_S: Final = 3.0  # the question has arrived
+# Dialling and the proof: with the above it leaves a second for the answer. A firewall that drops
+# packets costs CONNECT_TIMEOUT_S.
+REACH_DIAL_TIMEOUT_S: Final = 6.0
+REACH_STREAMS: Final = 64  # open at once; 4 KB each
+REACH_STREAMS_PER_PEER: Final = 2
+REACH_DIALS: Final = 8  # hosts that dial back at once; each costs 0.2 s even on loopback
+# Of one address; a restart or two may follow each other, a port scan may not.
+REACH_DIAL_BURST: Final = 4
+REACH_DIAL_EVERY_S: Final = 30.0  # then 2 a minute
+REACH_NETWORKS: Final = 2  # /16s (IPv6: /32s) that must have confirmed a public address
+REACH_PROOF_LIFETIME_S: Final = 45 * 60  # as a DHT record's: it names the address
+REACH_RENEW_S: Final = 30 * 60  # after this a proof is renewed, with a quarter of an hour to do so
+REACH_DOUBT_S: Final = 60.0  # a proof lives on so long when there is a reason to doubt it
+REACH_RETRY_S: Final = 2.0  # until the same peer is asked again, then doubled
+REACH_RETRY_MAX_S: Final = 600.0
+REACH_ASKED_AT_ONCE: Final = 3  # one may be silent, one behind the same router
+REACH_MAX_ASKED: Final = 256  # peers remembered as asked: as many as can be connected
+REACH_POLL_S: Final = 0.1  # how soon a new connection is noticed while nobody reaches this peer
+REACH_CALM_POLL_S: Final = 1.0  # and else: looking at 256 connections takes a millisecond
+REACH_INTERFACES_S: Final = 5.0  # how soon a changed address of this machine is noticed
 
 # ---------------------------------------------------------------- router
 
@@ -175,6 +253,7 @@ DIRECTORY_STREAMS_PER_PEER: Final = 4  # twice what a peer of ours asks at once
 DIRECTORY_STREAMS: Final = 64  # 64 x 256 KiB of answers in flight: 16 MB
 ASKED_AT_ONCE: Final = 2  # questions to one peer; below DIRECTORY_STREAMS_PER_PEER
 DIRECTORY_MAX_DONORS: Final = 512  # about 5 KB each; more than a requester can compare usefully
+MAX_FLOORS: Final = 4096  # donors of whom the highest numbers are remembered; about 1 KB each
 # A donor that failed is asked again after so long, doubled each time: it may have been restarted,
 # or be gone.
 DONOR_RETRY_S: Final = 15.0
@@ -212,7 +291,13 @@ MAX_CRASHES_REMEMBERED: Final = 256  # 32 bytes each
 JOIN_POLL_S: Final = 0.2  # how soon it is seen that the last peer was lost, or the first came
 JOIN_RETRY_S: Final = 1.0  # first pause between rounds, then doubled
 JOIN_RETRY_MAX_S: Final = 60.0
-JOIN_CONCURRENCY: Final = 8  # bootstrap peers called at the same time
+JOIN_CONCURRENCY: Final = 8  # bootstrap peers called at the same time; as many others beside them
+JOIN_REMEMBERED: Final = 16  # peers known from before, in one round: one of them lives, or few do
+MAX_KNOWN_PEERS: Final = 256  # remembered over restarts; about 50 KB
+MAX_KNOWN_PEERS_BYTES: Final = 1 << 20  # of the file: 256 peers with 8 addresses are 150 KB
+KNOWN_PEERS_NOTE_S: Final = 2.0  # how often it is looked whom this peer has met
+KNOWN_PEERS_WRITE_S: Final = 10.0  # and written down, if there is news: what a crash may lose
+KNOWN_PEER_RENEW_S: Final = 3600.0  # that a peer is still there is news so often
 
 # ---------------------------------------------------------------- HTTP API on localhost
 
@@ -257,6 +342,15 @@ WALK_SOFT_S: Final = 1.5  # a walk that has met providers by then does not wait 
 ASK_AGAIN_S: Final = 5.0  # a silent peer is left alone so long, unless there is nobody else
 EXPLORE_FIRST_S: Final = 1.0  # the first pause between two looks for new donors, then doubled
 EXPLORE_S: Final = 60.0  # how often new donors are looked for; an offer lives 15 min
+# While few donors are known, a directory or two are looked at between: a new donor matters then,
+# and the answers are short.
+LOOK_S: Final = 3.0
+LOOKED_AT: Final = 2  # directories
+FEW_DONORS: Final = 4
+CONNECTIONS_CHECK_S: Final = 1.0  # how soon a new or lost connection is noticed
+MAX_HINTS: Final = 64  # peers that announced themselves here and are still to be asked
+HINT_FETCHES: Final = 2  # of them at the same time
+MAX_PROVIDERS_MET: Final = 512  # by one walk; 20 servers with full keys name 1,280 at most
 REFRESH_CHECK_S: Final = 3.0
 # While a model is asked for, its donors' load is kept fresher than `LIVE_LIFETIME_S`; otherwise
 # a few donors' epochs are kept valid (EPOCH_S x EPOCHS_KEPT = 300 s), so that the first request

@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NO_DONOR_FOR_MODEL = "no_donor_for_model"
     SEARCH_INCOMPLETE = "search_incomplete"
+    STOPPING = "stopping"
     CONFIG = "config"
 
 
@@ -250,6 +251,12 @@ class SearchIncomplete(TokenplaceError):
     """No donor was found yet, but not everybody has been asked."""
 
     code, http_status, scope = ErrorCode.SEARCH_INCOMPLETE, 503, Scope.SELF
+
+
+class PeerStopping(TokenplaceError):
+    """This peer is being stopped."""
+
+    code, http_status, scope = ErrorCode.STOPPING, 503, Scope.SELF
 
 
 class ModelFetchFailed(TokenplaceError):

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import libp2p
 import trio
@@ -61,19 +62,20 @@ async def receive_all(stream: PeerStream) -> bytes:
 
 
 @asynccontextmanager
-async def open_stock_host(max_connections: int = 256) -> AsyncIterator[libp2p.IHost]:
-    """libp2p's host as it comes, listening on loopback, with the echo handler; closed by hand at
-    the end.
-    """
+async def open_stock_host(
+    listen: str = LOOPBACK, max_connections: int = 256, **changes: Any
+) -> AsyncIterator[libp2p.IHost]:
+    """libp2p's host as it comes, but for its limit and `changes`; closed by hand at the end."""
     host = libp2p.new_host(
         connection_config=ConnectionConfig(
             min_connections=0,
             low_watermark=0,
             high_watermark=max_connections,
             max_connections=max_connections,
-        )
+        ),
+        **changes,
     )
-    async with host.run([Multiaddr(LOOPBACK)]):
+    async with host.run([Multiaddr(listen)]):
         try:
             yield host
         finally:

@@ -2,24 +2,28 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import cast
 
 import pytest
 import trio
+from libp2p.network.stream.exceptions import StreamReset
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from tests.peer.hosts import (
     ECHO,
     LOOPBACK,
     can_echo,
+    echo,
     open_asking_host,
     open_echo_host,
     port_of,
     receive_all,
     wait_until,
 )
+from tokenplace import defaults
 from tokenplace.errors import ConfigError, ConnectFailed, NoDonorForModel
-from tokenplace.peer.host import open_host
+from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.streams import PeerStream
 
@@ -117,6 +121,44 @@ async def test_an_unknown_protocol_fails_and_leaves_the_connection() -> None:
         with pytest.raises(ConnectFailed, match="/test/unknown/1"):
             await asker.open_stream(host.peer_id, "/test/unknown/1", host.addrs())
         assert await can_echo(asker, host.peer_id)
+
+
+async def test_streams_of_one_peer_are_limited_and_of_all_together() -> None:
+    async with (
+        open_echo_host() as host,
+        open_asking_host() as alice,
+        open_asking_host() as bob,
+    ):
+        host.set_stream_handler(ECHO, echo, max_streams_per_peer=2, max_streams=3)
+        streams = [await alice.open_stream(host.peer_id, ECHO, host.addrs()) for _ in range(2)]
+        assert not await is_answered(alice, host)
+        streams.append(await bob.open_stream(host.peer_id, ECHO, host.addrs()))
+        assert not await is_answered(bob, host)
+        for stream in streams:
+            await stream.send_all(b"still here")
+            assert await stream.receive_some(100) == b"still here"
+        await streams[0].aclose()
+        await wait_until(lambda: sum(info.n_streams for info in host.connections()) == 2)
+        assert await can_echo(alice, host.peer_id)
+
+
+async def is_answered(asker: PeerHost, host: PeerHost) -> bool:
+    try:
+        return await can_echo(asker, host.peer_id)
+    except (ConnectFailed, trio.BrokenResourceError):
+        return False
+
+
+async def test_a_stream_whose_protocol_is_never_said_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "NEGOTIATE_TIMEOUT_S", 1.0)
+    async with open_echo_host() as host, open_asking_host() as asker:
+        await asker.connect(host.peer_id, host.addrs())
+        [connection] = asker._swarm.get_connections()
+        stream = await connection.new_stream()
+        with trio.fail_after(5), suppress(StreamReset):
+            while await stream.read(100):
+                pass
+        await wait_until(lambda: not any(info.n_streams for info in host.connections()))
 
 
 async def test_a_removed_handler_answers_no_more() -> None:

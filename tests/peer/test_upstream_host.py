@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 
 import pytest
 import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
+from libp2p.identity.identify_push.identify_push import push_identify_to_peer
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
 from tests.peer.hosts import (
@@ -22,6 +23,7 @@ from tests.peer.hosts import (
     open_stock_host,
     port_of,
     stock_addrs,
+    stock_swarm,
     wait_until,
 )
 from tokenplace.peer import upstream_host
@@ -133,14 +135,23 @@ async def test_stock_dies_of_a_handler_that_raises() -> None:
     assert KeyError in await causes_of_death(attack)
 
 
-async def test_who_has_left_is_forgotten() -> None:
-    async with open_echo_host() as host:
-        peers = host.upstream.get_peerstore()
-        for _ in range(2):
-            async with open_asking_host() as asker:
-                await asker.connect(host.peer_id, host.addrs())
-                await wait_until(partial(peers.has_peer, ID.from_base58(asker.peer_id)))
-            await wait_until(lambda: peers.peer_ids() == [host.upstream.get_id()])
+async def test_nobody_who_connects_is_remembered() -> None:
+    async with open_echo_host() as host, open_stock_host() as stock:
+        await stock.connect(info_from_p2p_addr(Multiaddr(host.addrs()[0])))
+        # A stock host asks who we are, which is answered, and tells who it is, which is not taken.
+        await wait_until(lambda: ID.from_base58(host.peer_id) in stock.get_peerstore().peer_ids())
+        assert not await push_identify_to_peer(stock, ID.from_base58(host.peer_id))
+        assert host.upstream.get_peerstore().peer_ids() == [host.upstream.get_id()]
+
+
+async def test_stock_remembers_who_has_left() -> None:
+    async with open_stock_host() as stock:
+        async with open_stock_host() as other:
+            await other.connect(info_from_p2p_addr(Multiaddr(stock_addrs(stock)[0])))
+            peers = stock.get_peerstore()
+            await wait_until(lambda: other.get_id() in peers.peer_ids())
+        await wait_until(lambda: not stock_swarm(stock).get_connections())
+        assert other.get_id() in peers.peer_ids()
 
 
 @pytest.mark.parametrize(
@@ -185,3 +196,8 @@ async def test_a_host_on_all_addresses_names_each() -> None:
         assert host.addrs()[-1].startswith("/ip4/127.0.0.1/")
         assert not any("0.0.0.0" in addr for addr in host.addrs())
         assert await can_echo(asker, host.peer_id, host.addrs())
+
+
+async def test_stock_tells_others_the_wildcard() -> None:
+    async with open_stock_host("/ip4/0.0.0.0/tcp/0") as stock:
+        assert "/ip4/0.0.0.0/" in stock_addrs(stock)[0]

@@ -1,25 +1,27 @@
-"""Faults mended in `upstream_yamux`. Where it is cheap, the stock muxer is shown to have them."""
+"""Faults of connections mended in `upstream_yamux`, and what they do in libp2p's own muxer."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
+import libp2p
 import pytest
 import trio
 from libp2p.custom_types import TProtocol
-from libp2p.network.stream.exceptions import StreamEOF
-from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
+from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import (
     FLAG_SYN,
-    TYPE_DATA,
     TYPE_PING,
+    TYPE_WINDOW_UPDATE,
     YAMUX_HEADER_FORMAT,
     Yamux,
 )
+from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from tests.peer.hosts import (
@@ -29,98 +31,21 @@ from tests.peer.hosts import (
     open_echo_host,
     open_stock_host,
     open_wire,
-    receive_all,
     stock_addrs,
     stock_swarm,
     wait_until,
 )
+from tests.peer.muxers import (
+    IDLE,
+    hurry,
+    muxer_of,
+    read_nothing,
+    receive_all_of,
+    reset_at_once,
+)
 from tokenplace import defaults
 from tokenplace.errors import ConnectFailed
-from tokenplace.peer.host import PeerHost
-from tokenplace.peer.net_stream import Libp2pStream
-from tokenplace.peer.streams import PeerStream
-
-IDLE = "/test/idle/1.0.0"
-FRAME_BYTES = 32 << 10
-
-
-def muxer_of(swarm: Swarm) -> Yamux:
-    [connection] = swarm.get_connections()
-    return cast(Yamux, connection.muxed_conn)
-
-
-async def wait_for_end(stream: PeerStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        await stream.receive_some(1)
-
-
-async def read_nothing(_stream: object) -> None:
-    await trio.sleep_forever()
-
-
-async def push(attacker: PeerHost, peer_id: str, addrs: list[str], n_bytes: int) -> None:
-    """Send `n_bytes` on one stream without a look at the window."""
-    stream = await attacker.open_stream(peer_id, IDLE, addrs)
-    stream_id = cast(Libp2pStream, stream)._stream.muxed_stream.stream_id  # type: ignore[attr-defined]
-    muxer = muxer_of(attacker._swarm)
-    header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream_id, FRAME_BYTES)
-    for _ in range(n_bytes // FRAME_BYTES):
-        await muxer._write_frame(header + bytes(FRAME_BYTES))
-
-
-async def test_a_peer_that_ignores_the_window_is_cut_off() -> None:
-    async with open_echo_host() as host, open_asking_host() as attacker, open_asking_host() as bob:
-        host.set_stream_handler(IDLE, read_nothing)
-        assert await can_echo(bob, host.peer_id, host.addrs())
-        with suppress(Exception):  # whatever a connection that is cut off raises
-            await push(attacker, host.peer_id, host.addrs(), 4 * defaults.STREAM_WINDOW_BYTES)
-        await wait_until(lambda: not host.is_connected(attacker.peer_id))
-        assert await can_echo(bob, host.peer_id)
-
-
-async def test_stock_takes_whatever_it_is_sent() -> None:
-    n_bytes = 4 * defaults.STREAM_WINDOW_BYTES
-    async with open_stock_host() as host, open_asking_host() as attacker:
-        host.set_stream_handler(TProtocol(IDLE), read_nothing)
-        await push(attacker, str(host.get_id()), stock_addrs(host), n_bytes)
-        buffers = muxer_of(stock_swarm(host)).stream_buffers
-        await wait_until(lambda: sum(map(len, buffers.values())) == n_bytes)
-
-
-async def test_many_half_full_windows_are_cut_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "MAX_UNREAD_BYTES", 4 * FRAME_BYTES)
-    async with open_echo_host() as host, open_asking_host() as attacker:
-        host.set_stream_handler(IDLE, read_nothing)
-        for _ in range(5):
-            with suppress(Exception):
-                await push(attacker, host.peer_id, host.addrs(), FRAME_BYTES)
-        await wait_until(lambda: not host.is_connected(attacker.peer_id))
-
-
-async def test_an_honest_peer_may_fill_the_window_and_go_on() -> None:
-    n_bytes = 5 * defaults.STREAM_WINDOW_BYTES + 1
-    received = bytearray()
-
-    async with open_echo_host() as host, open_asking_host() as asker:
-        is_full = trio.Event()
-
-        async def read_late(stream: PeerStream) -> None:
-            await is_full.wait()
-            received.extend(await receive_all(stream))
-
-        async def send(stream: PeerStream) -> None:
-            await stream.send_all(bytes(n_bytes))
-            await stream.aclose()
-
-        host.set_stream_handler(IDLE, read_late)
-        stream = await asker.open_stream(host.peer_id, IDLE, host.addrs())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, stream)
-            buffers = muxer_of(host._swarm).stream_buffers
-            nearly_full = defaults.STREAM_WINDOW_BYTES - 200  # the choice of the protocol took some
-            await wait_until(lambda: max(map(len, buffers.values())) > nearly_full)
-            is_full.set()
-        await wait_until(lambda: len(received) == n_bytes)
+from tokenplace.peer.upstream_yamux import YAMUX, MendedUpgrader, MendedYamux
 
 
 async def test_a_frozen_peer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,21 +65,40 @@ async def test_a_frozen_peer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         await wait_until(lambda: not asker.connections() and not host.connections())
 
 
-async def fill(stream: PeerStream, n_begun: list[int]) -> None:
+async def test_stock_keeps_a_frozen_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yamux, "RTT_MEASURE_INTERVAL", 0.05)
+    async with (
+        open_echo_host() as host,
+        open_stock_host() as stock,
+        open_wire(host.addrs()[0]) as (wire, addr),
+    ):
+        await stock.connect(info_from_p2p_addr(Multiaddr(addr)))
+        muxer = muxer_of(stock_swarm(stock))
+        wire.freeze()
+        n_pings = muxer._ping_id
+        with hurry():
+            await wait_until(lambda: muxer._ping_id > n_pings + 3)  # none of them answered
+        assert not muxer.is_closed
+
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+async def fill(write: Write, n_begun: list[int]) -> None:
     n_begun[0] += 1
     with suppress(trio.BrokenResourceError):
-        await stream.send_all(bytes(defaults.STREAM_WINDOW_BYTES))
+        await write(bytes(defaults.STREAM_WINDOW_BYTES))
 
 
-async def write_into_a_frozen_wire(asker: PeerHost, streams: list[PeerStream]) -> None:
+async def write_into_a_frozen_wire(muxer: Yamux, writes: list[Write]) -> None:
     """Begin writes until the kernel takes no more, and cancel them all."""
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             n_begun = [0]
-            for stream in streams:
-                nursery.start_soon(fill, stream, n_begun)
-            lock = muxer_of(asker._swarm)._write_lock
-            await wait_until(lambda: n_begun[0] == len(streams))
+            for write in writes:
+                nursery.start_soon(fill, write, n_begun)
+            lock = muxer._write_lock
+            await wait_until(lambda: n_begun[0] == len(writes))
             await wait_until(lambda: lock.statistics().tasks_waiting > 0)
             await trio.testing.wait_all_tasks_blocked(0.05)
             scope.cancel()
@@ -170,7 +114,8 @@ async def test_cancelled_writes_do_not_tear_the_connection() -> None:
         streams = [await asker.open_stream(host.peer_id, IDLE, [addr]) for _ in range(40)]
         wire.freeze()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(write_into_a_frozen_wire, asker, streams)
+            writes = [stream.send_all for stream in streams]
+            nursery.start_soon(write_into_a_frozen_wire, muxer_of(asker._swarm), writes)
             await trio.sleep(0.5)
             wire.thaw()
         for stream in streams:
@@ -179,8 +124,29 @@ async def test_cancelled_writes_do_not_tear_the_connection() -> None:
             assert await can_echo(asker, host.peer_id)
 
 
-async def receive_all_of(stream: PeerStream) -> None:
-    await receive_all(stream)
+async def test_stock_tears_the_connection_with_a_cancelled_write() -> None:
+    async with (
+        open_echo_host() as host,
+        open_stock_host() as stock,
+        open_wire(host.addrs()[0]) as (wire, addr),
+    ):
+        host.set_stream_handler(IDLE, receive_all_of)
+        await stock.connect(info_from_p2p_addr(Multiaddr(addr)))
+        peer_id = ID.from_base58(host.peer_id)
+        streams = [await stock.new_stream(peer_id, [TProtocol(IDLE)]) for _ in range(40)]
+        wire.freeze()
+        muxer = muxer_of(stock_swarm(stock))
+        await write_into_a_frozen_wire(muxer, [stream.write for stream in streams])
+        wire.thaw()
+        assert not await stock_can_echo(stock, peer_id)
+
+
+async def stock_can_echo(stock: libp2p.IHost, peer_id: ID) -> bool:
+    with trio.move_on_after(2), suppress(Exception):  # whatever a torn connection raises
+        stream = await stock.new_stream(peer_id, [TProtocol(ECHO)])
+        await stream.write(b"hello")
+        return await stream.read(100) == b"hello"
+    return False
 
 
 async def test_a_connection_that_takes_no_bytes_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +162,7 @@ async def test_a_connection_that_takes_no_bytes_is_closed(monkeypatch: pytest.Mo
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 for stream in streams:
-                    nursery.start_soon(fill, stream, [0])
+                    nursery.start_soon(fill, stream.send_all, [0])
         await wait_until(lambda: not asker.connections())
 
 
@@ -210,13 +176,28 @@ async def test_a_connection_whose_closing_is_cancelled_closes_its_socket(
             muxer = muxer_of(asker._swarm)
             await muxer.streams_lock.acquire()  # what closing needs before it comes to the socket
         assert muxer.is_closed
-        socket_stream = muxer.secured_conn.conn.conn.stream.stream  # type: ignore[attr-defined]
-        assert socket_stream.socket.fileno() == -1
+        assert socket_of(muxer).fileno() == -1
 
 
-async def reset_at_once(stream: PeerStream) -> None:
-    await stream.receive_some(1)
-    await stream.reset()
+async def test_stock_keeps_the_socket_of_a_closing_that_is_cancelled() -> None:
+    async with open_echo_host() as host, open_stock_host() as stock:
+        await stock.connect(info_from_p2p_addr(Multiaddr(host.addrs()[0])))
+        muxer = muxer_of(stock_swarm(stock))
+        async with muxer.streams_lock:
+            await cancel_when_blocked(muxer.close)
+        assert socket_of(muxer).fileno() != -1
+
+
+async def cancel_when_blocked(act: Callable[[], Awaitable[object]]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(act)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+
+
+def socket_of(muxer: Yamux) -> trio.socket.SocketType:
+    stream: trio.SocketStream = muxer.secured_conn.conn.conn.stream.stream  # type: ignore[attr-defined]
+    return stream.socket
 
 
 PINGS = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, 7) * 5000
@@ -239,33 +220,6 @@ async def test_stock_keeps_who_leaves_behind_many_pings() -> None:
         assert stock_swarm(host).get_connections()
 
 
-async def test_a_reset_is_not_an_end() -> None:
-    async with open_echo_host() as host, open_asking_host() as asker:
-        host.set_stream_handler(IDLE, reset_at_once)
-        stream = await asker.open_stream(host.peer_id, IDLE, host.addrs())
-        await stream.send_all(b"x")
-        with pytest.raises(trio.BrokenResourceError):
-            await stream.receive_some(1)
-
-
-async def test_stock_takes_a_reset_for_an_end() -> None:
-    async with open_echo_host() as host, open_stock_host() as stock:
-        host.set_stream_handler(IDLE, reset_at_once)
-        await stock.connect(info_from_p2p_addr(Multiaddr(host.addrs()[0])))
-        stream = await stock.new_stream(ID.from_base58(host.peer_id), [TProtocol(IDLE)])
-        await stream.write(b"x")
-        with pytest.raises(StreamEOF):
-            await stream.read(1)
-
-
-async def test_a_lost_connection_is_not_an_end() -> None:
-    async with open_echo_host() as host, open_asking_host() as asker:
-        stream = await asker.open_stream(host.peer_id, ECHO, host.addrs())
-        await host.disconnect(asker.peer_id)
-        with pytest.raises(trio.BrokenResourceError):
-            await stream.receive_some(1)
-
-
 async def test_streams_of_one_connection_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_echo_host() as host, open_asking_host() as asker:
         assert await can_echo(asker, host.peer_id, host.addrs())
@@ -278,3 +232,75 @@ async def test_streams_of_one_connection_are_limited(monkeypatch: pytest.MonkeyP
         await streams[0].reset()
         await wait_until(lambda: len(connection.get_streams()) == 1)
         assert await can_echo(asker, host.peer_id)
+
+
+async def test_stock_takes_any_number_of_streams_on_one_connection() -> None:
+    n_streams = defaults.MAX_INBOUND_STREAMS + 2
+    async with open_stock_host() as stock, open_asking_host() as asker:
+        stock.set_stream_handler(TProtocol(IDLE), read_nothing)
+        for _ in range(n_streams):
+            await asker.open_stream(str(stock.get_id()), IDLE, stock_addrs(stock))
+        assert len(muxer_of(stock_swarm(stock)).streams) >= n_streams
+
+
+async def test_a_flood_of_streams_stops_its_own_connection_at_most() -> None:
+    syns = b"".join(
+        struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, FLAG_SYN, stream_id, 0)
+        for stream_id in range(1001, 3001, 2)
+    )
+    async with open_echo_host() as host, open_asking_host() as attacker, open_asking_host() as bob:
+        stream = await bob.open_stream(host.peer_id, ECHO, host.addrs())
+        await attacker.connect(host.peer_id, host.addrs())
+        with suppress(Exception):  # whatever a connection that is cut off raises
+            await muxer_of(attacker._swarm).secured_conn.write(syns)
+        await stream.send_all(b"hello")
+        assert await stream.receive_some(100) == b"hello"
+        muxers = [cast(Yamux, c.muxed_conn) for c in host._swarm.get_connections()]
+        assert all(len(muxer.streams) <= defaults.MAX_INBOUND_STREAMS + 12 for muxer in muxers)
+
+
+async def test_slots_for_outbound_streams_come_back_however_they_end() -> None:
+    async with open_echo_host() as host, open_asking_host() as asker:
+        host.set_stream_handler(IDLE, reset_at_once)
+        await asker.connect(host.peer_id, host.addrs())
+        slots = muxer_of(asker._swarm).stream_backlog_semaphore
+        for protocol, end in [(ECHO, "aclose"), (ECHO, "reset"), (IDLE, "aclose"), (IDLE, "reset")]:
+            for _ in range(5):
+                stream = await asker.open_stream(host.peer_id, protocol)
+                await stream.send_all(b"x")
+                await getattr(stream, end)()
+        await wait_until(lambda: slots.value == 256)
+
+
+async def test_stock_loses_a_slot_with_each_opening_that_is_cancelled() -> None:
+    async with open_echo_host() as host, open_stock_host() as stock:
+        await stock.connect(info_from_p2p_addr(Multiaddr(host.addrs()[0])))
+        muxer = muxer_of(stock_swarm(stock))
+        await wait_until(lambda: muxer.stream_backlog_semaphore.value == 256)
+        async with muxer._write_lock:
+            await cancel_when_blocked(muxer.open_stream)
+        await trio.sleep(0.1)
+        assert muxer.stream_backlog_semaphore.value == 255
+
+
+async def muxer_class_of(upgrader: TransportUpgrader) -> type[object]:
+    """Which class the upgrader makes of a connection."""
+
+    class _Agreed:
+        async def select(self, *_args: object) -> tuple[TProtocol, type[Yamux]]:
+            return YAMUX, MendedYamux
+
+    class _Secured:
+        is_initiator = True
+
+    muxers = upgrader.muxer_multistream
+    muxers._selector = cast(Any, _Agreed())
+    return type(await muxers.new_conn(cast(Any, _Secured()), ID(b"ALICE")))
+
+
+async def test_the_muxer_that_was_asked_for_is_made() -> None:
+    assert await muxer_class_of(MendedUpgrader({})) is MendedYamux
+
+
+async def test_stock_makes_another_muxer_than_asked_for() -> None:
+    assert await muxer_class_of(TransportUpgrader({}, {YAMUX: MendedYamux})) is Yamux

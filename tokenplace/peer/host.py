@@ -32,6 +32,7 @@ from tokenplace.errors import ConfigError, ConnectFailed
 from tokenplace.peer.background import open_background
 from tokenplace.peer.identity import Identity
 from tokenplace.peer.net_stream import Libp2pStream
+from tokenplace.peer.stream_counts import StreamCounts
 from tokenplace.peer.streams import PeerStream, StreamHandler
 from tokenplace.peer.upstream_host import MendedHost, build_host
 from tokenplace.peer.upstream_swarm import MendedSwarm
@@ -133,13 +134,19 @@ class PeerHost:
         """Where others may reach this host, with its id: public ones first, loopback last."""
         return [str(addr) for addr in self.upstream.get_addrs()]
 
-    async def connect(self, peer_id: str, addrs: Sequence[str]) -> None:
+    async def connect(
+        self, peer_id: str, addrs: Sequence[str], *, is_trusted: bool = False
+    ) -> None:
         """Connect to `peer_id` through the first of `addrs` that answers, unless connected.
+
+        is_trusted: a person named `addrs`. A public address that strangers name is given up for a
+        while after `FAILED_DIALS` failures, so that nobody can aim this peer at a third party.
 
         Raises `ConnectFailed` after `CONNECT_TIMEOUT_S` at the latest.
         """
         try:
-            await self._swarm.dial(parse_peer_id(peer_id), _parse_addrs(addrs))
+            peer = parse_peer_id(peer_id)
+            await self._swarm.dial(peer, _parse_addrs(addrs), is_trusted=is_trusted)
         except SwarmException as error:
             raise ConnectFailed(f"{peer_id}: {error}") from error
 
@@ -183,15 +190,28 @@ class PeerHost:
                 opening.stream = stream
         opening.done.set()
 
-    def set_stream_handler(self, protocol: str, handler: StreamHandler) -> None:
+    def set_stream_handler(
+        self,
+        protocol: str,
+        handler: StreamHandler,
+        *,
+        max_streams_per_peer: int | None = None,
+        max_streams: int | None = None,
+    ) -> None:
         """Have `handler` answer inbound streams of `protocol`, each in a task of its own.
 
         The stream is closed when the handler returns, and reset when it raises; the host does not
-        suffer.
+        suffer. A stream above a limit is reset at once; what counts as one peer: `StreamCounts`.
         """
+        counts = StreamCounts(max_streams_per_peer, max_streams)
 
         async def handle(net_stream: INetStream) -> None:
             stream = Libp2pStream(net_stream)
+            peer_id, remote_ip = stream.peer_id, stream.remote_ip
+            if not counts.enter(peer_id, remote_ip):
+                log.debug("%s: too many streams of %s", protocol, peer_id)
+                await stream.reset()
+                return
             try:
                 await handler(stream)
                 await stream.aclose()
@@ -200,6 +220,7 @@ class PeerHost:
             except Exception as error:
                 log.warning("%s handler: %s", protocol, type(error).__name__)
             finally:
+                counts.leave(peer_id, remote_ip)
                 await stream.reset()  # does nothing after aclose
 
         self.upstream.set_stream_handler(TProtocol(protocol), handle)

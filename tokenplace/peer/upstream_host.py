@@ -1,13 +1,18 @@
 """Upstream faults in the host: it speaks plaintext, and dies of what one stream raises.
 
-Start at `build_host`. Mended, each with a test:
+Start at `build_host`. Mended against libp2p 0.8.1, each with a test
+(tests/peer/test_upstream_host.py):
 
-- **plaintext** `new_host()` accepts `/plaintext/2.0.0` and `/secio`: knowing a peer's public key
-  was enough to pass for it. Only Noise is offered here.
-- **stream tasks** What a stream's handler raised, or a message that is not UTF-8 in the choice of
-  its protocol, tore down the host.
-- **wildcard** `/ip4/0.0.0.0` was told to other peers as it stands.
-- **memory** Every peer that ever connected stayed in the peer store; askers' ids are throw-aways.
+- **plaintext** `__init__.py:654` `new_host()` accepts `/plaintext/2.0.0` and `/secio`: knowing a
+  peer's public key was enough to pass for it. Only Noise is offered here.
+- **stream tasks** `network/connection/swarm_connection.py:309` What a stream's handler raised, or a
+  message that is not UTF-8 in the choice of its protocol
+  (`protocol_muxer/multiselect_communicator.py:58`), tore down the host.
+- **wildcard** `host/basic_host.py:492` `/ip4/0.0.0.0` was told to other peers as it stands.
+- **memory** `host/basic_host.py:1183` Everybody who connected was asked who he is, and could say so
+  unasked; what he said stayed in the peer store after he had left (`:1385`), and askers' ids are
+  throw-aways. Nothing here depends on it: nobody is asked, pushes are refused, the peer store holds
+  this peer alone. Others' questions are answered.
 """
 
 from __future__ import annotations
@@ -17,10 +22,10 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import trio
-from libp2p.abc import INetConn, INetStream
+from libp2p.abc import INetStream
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.host.basic_host import BasicHost
-from libp2p.network.config import ConnectionConfig
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -31,14 +36,13 @@ from multiaddr.utils import get_network_addrs
 from tokenplace import defaults
 from tokenplace.peer.identity import Identity
 from tokenplace.peer.upstream_swarm import MendedSwarm
-from tokenplace.peer.upstream_tcp import MendedTCP
 from tokenplace.peer.upstream_yamux import MendedUpgrader
 
 log = logging.getLogger(__name__)
 
 
 class MendedHost(BasicHost):
-    """A host on which a stream's fault stays that stream's, and that forgets who has left."""
+    """A host on which a stream's fault stays that stream's, and that remembers nobody."""
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         try:
@@ -50,11 +54,8 @@ class MendedHost(BasicHost):
             with trio.move_on_after(defaults.RESET_TIMEOUT_S, shield=True):
                 await net_stream.reset()
 
-    def _on_notifee_disconnected(self, conn: INetConn) -> None:
-        super()._on_notifee_disconnected(conn)
-        for peer_id in self.peerstore.peer_ids():
-            if peer_id != self.get_id() and not self._network.get_connections(peer_id):
-                self.peerstore.clear_peerdata(peer_id)
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        """Ask nobody who he is."""
 
 
 def build_host(identity: Identity, max_connections: int) -> tuple[MendedHost, MendedSwarm]:
@@ -67,21 +68,12 @@ def build_host(identity: Identity, max_connections: int) -> tuple[MendedHost, Me
         peer_id,
         peerstore,
         MendedUpgrader({NOISE: noise}),
-        transports=[MendedTCP()],
-        connection_config=ConnectionConfig(
-            min_connections=0,
-            low_watermark=max_connections // 2,
-            high_watermark=max_connections * 3 // 4,
-            max_connections=max_connections,
-            inbound_upgrade_timeout=defaults.UPGRADE_TIMEOUT_S,
-            outbound_upgrade_timeout=defaults.UPGRADE_TIMEOUT_S,
-            inbound_stream_protocol_negotiation_timeout=defaults.UPGRADE_TIMEOUT_S,
-            outbound_stream_protocol_negotiation_timeout=defaults.UPGRADE_TIMEOUT_S,
-        ),
+        max_connections,
     )
     host = MendedHost(
         swarm, addrs_factory=expand_wildcards, disable_identify_address_discovery=True
     )
+    host.remove_stream_handler(ID_PUSH)
     return host, swarm
 
 

@@ -1,10 +1,17 @@
-"""Upstream fault: `import libp2p` loads much that tokenplace never uses. Start at `mend_import`.
+"""Upstream faults in `import libp2p`: it loads much that is never used, and logs for everybody.
 
-AutoTLS, mDNS, UPnP and the metrics exporter cost 15 MB and a third of the import time, in every
-peer, without being used. While libp2p is imported, and only then, empty modules stand in for the
-packages behind them; a package that is already loaded, or is imported later by somebody else, is
-the real one. `import tokenplace.peer` itself stays cheap: nothing is imported before the first
-`import libp2p`.
+Start at `mend_import`. Mended against libp2p 0.8.1, each with a test
+(tests/peer/test_upstream_imports.py):
+
+- **imports** `__init__.py`, `host/basic_host.py` AutoTLS, mDNS, UPnP and the metrics exporter are
+  loaded by every peer, without being used.
+- **root logger** `network/connection/swarm_connection.py:92` logs through the root logger's
+  functions, which install a handler there and so print our messages a second time.
+
+The unused packages cost 15 MB and a third of the import time. While libp2p is imported, and only
+then, empty modules stand in for the packages behind them; a package that is already loaded, or is
+imported later by somebody else, is the real one. `import tokenplace.peer` itself stays cheap:
+nothing is imported before the first `import libp2p`.
 
 The mends of `upstream_*` replace private parts of one release, so any other release is refused
 here.
@@ -45,8 +52,8 @@ def check_version(version: str) -> None:
         raise ConfigError(
             f"libp2p {version} is installed; tokenplace mends private parts of {LIBP2P_VERSION}.",
             hint=f"Install libp2p=={LIBP2P_VERSION}. Before moving on, run"
-            " tests/peer/test_upstream_*.py and tests/dht against the new release: each test names"
-            " the fault that it guards.",
+            " tests/peer/test_upstream_*.py and tests/dht against the new release: docs/design.md"
+            " lists the faults, and a test of the stock class that fails says which one is gone.",
         )
 
 
@@ -115,11 +122,7 @@ class _Unused:
 
 
 def silence_logging() -> None:
-    """Keep libp2p's log to itself: it reports every failed dial, we log what matters.
-
-    Upstream fault: SwarmConn logs through the root logger's functions, which install a handler on
-    the root logger and so print our messages a second time. It gets a logger of its own.
-    """
+    """Keep libp2p's log to itself: it reports every failed dial, we log what matters."""
     logging.getLogger("libp2p").setLevel(logging.CRITICAL + 1)
     name = "libp2p.network.connection.swarm_connection"
     swarm_connection: Any = importlib.import_module(name)

@@ -1,22 +1,30 @@
 """Upstream faults in yamux: no receive window, no notice of silence, writes that a cancel tears.
 
-Start at `MendedYamux`; `MendedUpgrader` makes libp2p use it. Mended, each with a test:
+Start at `MendedYamux`; `MendedUpgrader` makes libp2p use it. Mended against libp2p 0.8.1's
+`stream_muxer/yamux/yamux.py`, each with a test (tests/peer/test_upstream_yamux*.py):
 
-- **window** The receive window was logged, not enforced: 98 MB could be pushed into one unread
-  stream. A peer that ignores it is cut off. The window itself is never grown, and credit goes back
-  in halves of it instead of after every read, which saves a third of the CPU per frame.
-- **keepalive** A missing pong was ignored, so a frozen peer went unnoticed.
-- **torn write** A task cancelled inside a write left half a Noise message on the wire, or the
-  message counter one ahead: every other stream of the connection died with it.
-- **reset** A stream that the peer reset, or that was lost with its connection, looked like one that
-  ended well; one that this side reset left its own reader waiting for ever.
-- **streams** The number of inbound streams was not limited.
-- **socket** A connection whose closing was cancelled kept its socket open.
-- **broken write** After a failed write the reader went on with what it had, at 100 frames a second:
-  64 KiB of pings held a connection open for a minute after its peer had left.
+- **window** `:1546` The receive window was logged, not enforced: 98 MB could be pushed into one
+  unread stream. A peer that ignores it is cut off. The window itself is never grown, and credit
+  goes back in halves of it instead of after every read (`:447`), which saves a third of the CPU per
+  frame.
+- **stalled writer** `:283` A writer whose window was empty looked every 10 ms whether it still was,
+  and failed after 5 s. It is woken, and waits as long as the connection lives: who calls `write`
+  has a deadline of his own.
+- **keepalive** `:719` A missing pong was ignored, so a frozen peer went unnoticed.
+- **torn write** `:875` A task cancelled inside a write left half a Noise message on the wire, or
+  the message counter one ahead: every other stream of the connection died with it.
+- **reset** `:1058`, `:638` A stream that the peer reset, or that was lost with its connection,
+  looked like one that ended well; one that this side reset left its own reader waiting for ever.
+- **unread end** `:1716` What had arrived but was not read yet was lost with the connection.
+- **streams** `:1293` The number of inbound streams was not limited.
+- **socket** `:810` A connection whose closing was cancelled kept its socket open.
+- **broken write** `:1693` After a failed write the reader went on with what it had, at 100 frames a
+  second: 64 KiB of pings held a connection open for a minute after its peer had left.
+- **muxer** `stream_muxer/muxer_multistream.py:143` A `Yamux` was made, whatever was asked for.
 
-Known and left: a writer whose window stays empty polls every 10 ms and fails after 5 s. Readers
-must drain promptly.
+Left as they are, because they harm no other connection: a peer that floods one with streams and
+takes no bytes stops that one (`:685`, a channel of 10), until `WRITE_STALL_S` ends it; and 256
+outbound streams (`:668`) make the next wait, which `PeerHost.open_stream` gives up in time.
 """
 
 from __future__ import annotations
@@ -30,11 +38,14 @@ from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
 from libp2p.custom_types import TProtocol, TSecurityOptions
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import (
     FLAG_SYN,
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
     PROTOCOL_ID,
+    TYPE_DATA,
     TYPE_PING,
     YAMUX_HEADER_FORMAT,
     Yamux,
@@ -43,6 +54,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 from libp2p.transport.upgrader import TransportUpgrader
 
 from tokenplace import defaults
+from tokenplace.peer.gate import Seat
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +62,68 @@ YAMUX: TProtocol = TProtocol(PROTOCOL_ID)
 
 
 class MendedYamuxStream(YamuxStream):
-    """A stream whose window stays as it is, and whose reader can tell a reset from an end."""
+    """A stream whose window stays as it is, and whose reader can tell a reset from an end.
+
+    Upstream's reading task sets `send_window` and `closed` by plain assignment; as properties they
+    wake whoever waits to write.
+    """
+
+    _writers: trio.lowlevel.ParkingLot
+    _unread_at_end = b""
+    _ended_well = False
+
+    @classmethod
+    def mend(cls, stream: YamuxStream) -> MendedYamuxStream:
+        """Make `stream` one of these, in its place.
+
+        Yamux makes its streams by a name global to its module. Changing the class of the one object
+        touches no other connection, and nothing has read from it or written to it yet.
+        """
+        state = stream.__dict__
+        stream.__class__ = cls
+        mended = cast(MendedYamuxStream, stream)
+        mended._writers = trio.lowlevel.ParkingLot()
+        mended._send_window = state.pop("send_window")
+        mended._closed = state.pop("closed")
+        return mended
+
+    @property
+    def send_window(self) -> int:
+        return self._send_window
+
+    @send_window.setter
+    def send_window(self, n_bytes: int) -> None:
+        self._send_window = n_bytes
+        self._writers.unpark_all()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @closed.setter
+    def closed(self, is_closed: bool) -> None:
+        self._closed = is_closed
+        self._writers.unpark_all()
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`; waits for the window as long as the connection lives."""
+        sent = 0
+        while sent < len(data):
+            await self._wait_for_window()
+            part = data[sent : sent + min(self._send_window, MAX_MESSAGE_SIZE - HEADER_SIZE)]
+            self._send_window -= len(part)
+            header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, self.stream_id, len(part))
+            await self.conn._write_frame(header + part)
+            sent += len(part)
+
+    async def _wait_for_window(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()  # the writing of a frame is shielded
+        while True:
+            if self.closed or self.send_closed:
+                raise MuxedStreamError("the stream is closed for sending")
+            if self._send_window > 0:
+                return
+            await self._writers.park()
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
         self._pending_recv_release += bytes_read
@@ -63,7 +136,13 @@ class MendedYamuxStream(YamuxStream):
     async def read(self, n: int | None = -1) -> bytes:
         try:
             return await super().read(n)
-        except MuxedStreamEOF as error:
+        except (MuxedStreamEOF, MuxedStreamReset) as error:
+            if unread := self._unread_at_end:
+                part = unread if n is None or n < 0 else unread[:n]
+                self._unread_at_end = unread[len(part) :]
+                return part
+            if self._ended_well:
+                raise MuxedStreamEOF("the stream has ended") from error
             if self.reset_received:
                 raise MuxedStreamReset("the stream was reset") from error
             raise
@@ -71,6 +150,12 @@ class MendedYamuxStream(YamuxStream):
             if self.stream_id not in self.conn.streams:
                 # Whoever waited for data put the event of a stream that is gone back in its place.
                 self.conn.stream_events.pop(self.stream_id, None)
+
+    def keep_unread(self) -> None:
+        """The connection is gone: keep for the reader what had arrived."""
+        if not self.reset_received:
+            self._ended_well = self.recv_closed
+            self._unread_at_end = bytes(self.conn.stream_buffers.pop(self.stream_id, b""))
 
     async def reset(self) -> None:
         data_or_end = self.conn.stream_events.get(self.stream_id)
@@ -85,9 +170,17 @@ class MendedYamuxStream(YamuxStream):
 
 
 class MendedYamux(Yamux):
-    """A connection that holds its peer to the rules and outlives the tasks that use it."""
+    """A connection that holds its peer to the rules and outlives the tasks that use it.
+
+    seat: its place in the gate, if it is inbound. idle_since: when its last stream ended.
+    """
+
+    seat: Seat | None = None
+    idle_since = 0.0
+    is_dropped = False
 
     async def start(self) -> None:
+        self.idle_since = trio.current_time()
         try:
             await super().start()
         finally:
@@ -97,16 +190,27 @@ class MendedYamux(Yamux):
             self.event_closed.set()
 
     async def open_stream(self) -> YamuxStream:
-        return _mended(await super().open_stream())
+        return MendedYamuxStream.mend(await super().open_stream())
 
     async def accept_stream(self) -> IMuxedStream:
         while True:
-            stream = _mended(cast(YamuxStream, await super().accept_stream()))
+            stream = MendedYamuxStream.mend(cast(YamuxStream, await super().accept_stream()))
             inbound = [known for known in self.streams.values() if not known.is_initiator]
             if len(inbound) <= defaults.MAX_INBOUND_STREAMS:
                 return stream
             log.debug("too many streams from %s", self.peer_id)
             await stream.reset()
+
+    def _finalize_stream_locked(self, stream: YamuxStream, *, fully_closed: bool) -> None:
+        super()._finalize_stream_locked(stream, fully_closed=fully_closed)
+        self.idle_since = trio.current_time()
+
+    async def _cleanup_on_error(self) -> None:
+        self.event_shutting_down.set()  # no reader takes anything from now on
+        for stream in self.streams.values():
+            if isinstance(stream, MendedYamuxStream):
+                stream.keep_unread()
+        await super()._cleanup_on_error()
 
     async def _read_data_body(self, length: int) -> bytes:
         window = defaults.STREAM_WINDOW_BYTES
@@ -128,11 +232,11 @@ class MendedYamux(Yamux):
             try:
                 await super()._write_frame(data)
             except Exception as error:  # of TCP or of Noise: neither can be gone on with
-                await self._drop()
+                await self.drop()
                 raise RawConnError("the connection is broken") from error
         if stall.cancelled_caught:
             log.debug("no byte went out to %s in time", self.peer_id)
-            await self._drop()
+            await self.drop()
             raise RawConnError("the peer takes no more bytes")
 
     async def _measure_rtt_loop(self) -> None:
@@ -151,21 +255,15 @@ class MendedYamux(Yamux):
                     await self._ping_event.wait()
             except trio.TooSlowError:
                 log.debug("%s is silent", self.peer_id)
-                await self._drop()
+                await self.drop()
             except Exception as error:  # the connection is going down: its reader cleans up
                 log.debug("ping to %s: %s", self.peer_id, type(error).__name__)
                 return
 
-    async def _drop(self) -> None:
+    async def drop(self) -> None:
         """Close the socket: the reading task then fails, and cleans up in the one right place."""
+        self.is_dropped = True
         await self.secured_conn.close()
-
-
-def _mended(stream: YamuxStream) -> MendedYamuxStream:
-    # Yamux makes its streams by a name global to its module. Changing the class of the one object
-    # touches no other connection, and nothing has read from it yet.
-    stream.__class__ = MendedYamuxStream
-    return cast(MendedYamuxStream, stream)
 
 
 class _MendedMuxer(MuxerMultistream):
@@ -182,5 +280,6 @@ class MendedUpgrader(TransportUpgrader):
     """Secures and multiplexes connections with `MendedYamux` alone."""
 
     def __init__(self, security: TSecurityOptions) -> None:
-        super().__init__(security, {YAMUX: MendedYamux}, int(defaults.UPGRADE_TIMEOUT_S))
-        self.muxer_multistream = _MendedMuxer({YAMUX: MendedYamux}, int(defaults.UPGRADE_TIMEOUT_S))
+        timeout_s = int(defaults.CONNECT_TIMEOUT_S)  # inbound, the swarm's is over before
+        super().__init__(security, {YAMUX: MendedYamux}, timeout_s)
+        self.muxer_multistream = _MendedMuxer({YAMUX: MendedYamux}, timeout_s)
