@@ -178,6 +178,15 @@ ANNOUNCE_AHEAD_S: Final = 3600  # tomorrow's keys are announced so long before m
 PROVIDER_TTL_S: Final = 45 * 60  # a donor announces every 12 minutes: three may be lost
 K: Final = 20  # Kademlia's: peers a record is stored at, peers a walk ends with
 ALPHA: Final = 6  # queries in flight in one walk: some silent peers must not stop it
+# A query that takes longer is passed over, and another peer asked: a new connection to the other
+# side of the world and a question on it are 7 round trips of 0.2 s, but most are near or connected.
+PATIENCE_S: Final = 0.5
+MAX_WALK_QUERIES: Final = 3 * ALPHA  # in flight, those passed over included
+# Of the K closest to a key. Providers announce themselves to all K: these name nearly all of them,
+# even when a third of them came later or keeps silent.
+ENOUGH_ANSWERS: Final = 8
+DOUBT_S: Final = 60.0  # who did not answer is asked last for so long
+MAX_DOUBTED: Final = 1024  # peers; 100 bytes each
 QUERY_TIMEOUT_S: Final = 3.0  # one query, connecting included
 WALK_TIMEOUT_S: Final = 10.0
 MAX_TABLE_PEERS: Final = 1000

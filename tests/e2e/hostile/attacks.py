@@ -6,30 +6,20 @@ Start at `Target`. The attackers are real: sockets, and libp2p hosts in the test
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import cast
 
 import base58
 import trio
-from libp2p.kad_dht.pb.kademlia_pb2 import Message
-from libp2p.network.connection.swarm_connection import SwarmConn
-from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
-from libp2p.stream_muxer.yamux.yamux import Yamux
 
-from tests.e2e.bystanders import TIMEOUT_S
 from tests.e2e.network import Network
 from tokenplace import defaults
 from tokenplace.cli.processes import PeerProcess
 from tokenplace.dht.directory import fetch
-from tokenplace.dht.directory_wire import PROTOCOL_ID as DIRECTORY_PROTOCOL
-from tokenplace.dht.directory_wire import QUERY_LENGTH, Op, Query
+from tokenplace.dht.directory_wire import Op, Query
 from tokenplace.dht.donors import DirectoryCache, DonorRecord
-from tokenplace.dht.messages import encode_message
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import Event, GenerateRequest, SamplingParams, TextInput
 from tokenplace.node.asking import target_of
@@ -42,9 +32,6 @@ from tokenplace.peer.wire import FRAME_LENGTH, GENERATE_PROTOCOL, decode_refusal
 from tokenplace.sealing.answer import AnswerOpener, Chunk, ReplySecrets
 from tokenplace.sealing.request import request_digest, seal_request
 
-KAD_PROTOCOL = defaults.DHT_PROTOCOL.format(network=defaults.NETWORK)
-MULTISTREAM = b"\x13/multistream/1.0.0\n"
-NOISE = MULTISTREAM + b"\x07/noise\n"
 GARBAGE = bytes(range(256)) * 8
 
 
@@ -112,43 +99,6 @@ async def open_silent_streams(
             with suppress(trio.BrokenResourceError):  # one stream too many for the target
                 await streams[-1].send_all(opening)
     return streams
-
-
-async def exchange(host: PeerHost, target: Target, protocol: str, data: bytes) -> bytes | None:
-    """All that comes back on a new stream; None when it was reset."""
-    with trio.fail_after(TIMEOUT_S):
-        stream = await host.open_stream(target.peer_id, protocol, target.addrs)
-        try:
-            with suppress(trio.BrokenResourceError):  # refused before it was read
-                await stream.send_all(data)
-            return await read_all(stream)
-        except trio.BrokenResourceError:
-            return None
-        finally:
-            await stream.reset()
-
-
-async def read_all(stream: PeerStream) -> bytes:
-    data = b""
-    while piece := await stream.receive_some(1 << 16):
-        data += piece
-    return data
-
-
-def muxer_of(host: PeerHost, target: Target) -> Yamux:
-    """What carries the streams to the target."""
-    connection = host._swarm.live_connection(ID.from_base58(target.peer_id))
-    assert isinstance(connection, SwarmConn)
-    return cast(Yamux, connection.muxed_conn)
-
-
-async def send_raw(host: PeerHost, target: Target, data: bytes) -> None:
-    """Send bytes on a new stream on which no protocol was chosen, and wait for its end."""
-    stream = await muxer_of(host, target).open_stream()
-    await stream.write(data)
-    with trio.fail_after(TIMEOUT_S), suppress(MuxedStreamEOF, MuxedStreamReset):
-        while await stream.read(100):
-            pass
 
 
 # ---------------------------------------------------------------- requests made by hand
@@ -234,32 +184,6 @@ def events_in(answer: bytes | None, opener: AnswerOpener) -> list[Event]:
 # ---------------------------------------------------------------- attacks, one host each
 
 
-async def wrong_protocols(host: PeerHost, target: Target) -> None:
-    for data in (b"\x03\xff\xfe\n", GARBAGE, b"\xff" * 10, MULTISTREAM + b"\x03\xff\xfe\n"):
-        await send_raw(host, target, data)
-
-
-async def streams_without_protocol(host: PeerHost, target: Target) -> None:
-    muxer = muxer_of(host, target)
-    for _ in range(defaults.MAX_INBOUND_STREAMS + 20):
-        with suppress(Exception):  # those over the limit are reset
-            await muxer.open_stream()
-
-
-async def wrong_frames(_host: PeerHost, target: Target) -> None:
-    """Yamux's header: version, type, flags, stream, length."""
-    for frames in (
-        GARBAGE,
-        struct.pack(">BBHII", 0, 0, 0, 99, 0xFFFFFFFF),  # 4 GiB for a stream that is not there
-        struct.pack(">BBHII", 0, 1, 1, 1, 0xFFFFFFFF) * 2,  # one stream opened twice
-        struct.pack(">BBHII", 0, 2, 1, 0, 7) * 5000,  # pings
-        struct.pack(">BBHII", 0, 3, 0, 0, 2),  # an error for goodbye
-    ):
-        async with open_attacker(target) as host:
-            with suppress(Exception):  # the target may cut the connection
-                await muxer_of(host, target).secured_conn.write(frames)
-
-
 async def requests_left_open(host: PeerHost, target: Target) -> None:
     frame, _ = (await Forge.of(host, target)).frame()
     large = FRAME_LENGTH.pack(defaults.MAX_REQUEST_FRAME_BYTES) + bytes(100_000)
@@ -279,37 +203,3 @@ async def requests_abandoned(host: PeerHost, target: Target) -> None:
             await end()
         else:
             await stream.send_all(GARBAGE)
-
-
-async def wrong_questions(host: PeerHost, target: Target) -> None:
-    questions = [
-        QUERY_LENGTH.pack(0xFFFF) + bytes(100),
-        QUERY_LENGTH.pack(0) + b"",
-        QUERY_LENGTH.pack(1024) + GARBAGE[:1024],
-        QUERY_LENGTH.pack(1000) + b"\x91" * 1000,  # a list in a list in a list ...
-        QUERY_LENGTH.pack(8) + b"\x83\xa2op\x81\xa1a\x90",
-        QUERY_LENGTH.pack(5) + b"\xdf\xff\xff\xff\xff",  # a map of 4 billion entries
-        QUERY_LENGTH.pack(5) + b"\xc6\xff\xff\xff\xff",  # 4 GiB of bytes
-    ]
-    for question in questions:
-        assert not await exchange(host, target, DIRECTORY_PROTOCOL, question)
-    await open_silent_streams(host, target, DIRECTORY_PROTOCOL, [b"", b"\x00", b"\x00\xff{"] * 4)
-
-
-async def wrong_queries(host: PeerHost, target: Target) -> None:
-    value = Message(type=Message.PUT_VALUE, key=b"k" * 32)
-    value.record.key, value.record.value = value.key, b"value" * 1000
-    somebody = Message(type=Message.ADD_PROVIDER, key=b"k" * 32)
-    somebody.providerPeers.add().id = throwaway_identity().peer_id_bytes
-    for data in (
-        GARBAGE,
-        b"\xff" * 9 + b"\x01",
-        b"\x05hello",
-        encode_message(value),
-        encode_message(somebody),
-        encode_message(Message(type=Message.FIND_NODE, key=bytes(1000))),
-        encode_message(Message(type=Message.PING)) * 100,
-    ):
-        assert not await exchange(host, target, KAD_PROTOCOL, data)
-    openings = [b"", b"\xff\xff", b"\x7f\x08"] * 4
-    await open_silent_streams(host, target, KAD_PROTOCOL, openings)

@@ -31,36 +31,24 @@ from tokenplace.peer.wire import GENERATE_PROTOCOL
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 
-Lie = Callable[[Sequence[bytes]], bytes | None]
-"""What to send instead of the last of these writes; None ends the stream there."""
+Lie = Callable[[Sequence[bytes]], bytes]
+"""What to send instead of the last of these writes."""
 
 TOO_GOOD = Load(DonorState.ACCEPTING, 0, 20_000.0, 300.0)  # so it is asked before any honest donor
 
 
-def garbage(writes: Sequence[bytes]) -> bytes | None:
+def garbage(writes: Sequence[bytes]) -> bytes:
     return bytes(range(7, 256)) * 8
 
 
-def huge_refusal(writes: Sequence[bytes]) -> bytes | None:
-    return b"\0\xff\xff" + bytes(1000)
-
-
-def tampered(writes: Sequence[bytes]) -> bytes | None:
+def tampered(writes: Sequence[bytes]) -> bytes:
     last = writes[-1]
     return last if len(writes) < 4 else last[:-1] + bytes([last[-1] ^ 1])
 
 
-def truncated(writes: Sequence[bytes]) -> bytes | None:
-    return writes[-1] if len(writes) < 4 else None
-
-
-def replayed(writes: Sequence[bytes]) -> bytes | None:
-    return writes[-1] if len(writes) < 4 else writes[2]
-
-
-def flood(writes: Sequence[bytes]) -> bytes | None:
-    """Chunks of the right length, for as long as somebody reads them."""
-    return writes[-1] if len(writes) < 2 else (b"\x7f\xff" + bytes(0x3FFF)) * 200
+def flood(writes: Sequence[bytes]) -> bytes:
+    """Chunks of a length that there is, for as long as somebody reads them."""
+    return writes[-1] if len(writes) < 2 else (b"\x60\x10" + bytes(8192 + 16)) * 200
 
 
 @dataclass
@@ -79,13 +67,13 @@ class LyingStream:
     def remote_ip(self) -> str:
         return self.stream.remote_ip
 
+    @property
+    def is_inbound(self) -> bool:
+        return self.stream.is_inbound
+
     async def send_all(self, data: bytes) -> None:
         self.writes.append(data)
-        told = self.lie(self.writes)
-        if told is None:
-            await self.stream.aclose()
-            raise trio.BrokenResourceError
-        await self.stream.send_all(told)
+        await self.stream.send_all(self.lie(self.writes))
 
     async def receive_some(self, max_bytes: int) -> bytes:
         return await self.stream.receive_some(max_bytes)
@@ -117,7 +105,7 @@ class Liar:
 @asynccontextmanager
 async def open_liar(bootstrap: str, model: OfferedModel, lie: Lie) -> AsyncIterator[Liar]:
     """Offer `model` in the network of `bootstrap`; inside the block the DHT knows of it."""
-    identity, keys, epochs = throwaway_identity(), KeyRing.generate(), Epochs()
+    identity, keys, epochs = throwaway_identity(), KeyRing(), Epochs()
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_host(identity, listen=[LOOPBACK]))
         kad = await stack.enter_async_context(
@@ -131,7 +119,7 @@ async def open_liar(bootstrap: str, model: OfferedModel, lie: Lie) -> AsyncItera
             defaults.NETWORK,
             addrs=host.addrs,
             models=lambda: [model],
-            public_keys=keys.public_keys,
+            public_keys=lambda: keys.advertised(trio.current_time()),
             load=lambda: TOO_GOOD,
             epoch=lambda: epochs.current(trio.current_time()),
         )
