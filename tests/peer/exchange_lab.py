@@ -21,11 +21,13 @@ from tokenplace.generation import (
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.donor import Donor
 from tokenplace.peer.requester import RemoteDonor, SealTarget
+from tokenplace.peer.streams import OpenStream
 from tokenplace.peer.wire import FRAME_LENGTH, encode_request
 from tokenplace.sealing.answer import AnswerOpener, ReplySecrets
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.request import request_digest, seal_request
+from tokenplace.sealing.suites import best_key
 
 ALICE, BOB = "ALICE", "BOB"  # asks; donates
 BOB_ID = b"\x00\x24\x08\x01\x12\x20" + b"B" * 32
@@ -66,7 +68,7 @@ class Lab:
     engine: Generator = field(default_factory=FakeEngine)
     max_read: int = 1 << 30
     remote_ip: str = "203.0.113.7"
-    key_ring: KeyRing = field(default_factory=KeyRing.generate)
+    key_ring: KeyRing = field(default_factory=KeyRing)
     epochs: Epochs = field(default_factory=Epochs)
     admission: Admission = field(default_factory=Admission)
     streams: list[tuple[MemoryPeerStream, MemoryPeerStream]] = field(default_factory=list)
@@ -127,13 +129,16 @@ class Lab:
         return self.admission.n_open + self.admission.n_queued + self.admission.n_running == 0
 
     def target(self) -> SealTarget:
-        return SealTarget(self.key_ring.public_keys()[0], self.epochs.current(trio.current_time()))
+        now = trio.current_time()
+        key = best_key(self.key_ring.advertised(now).keys)
+        assert key is not None
+        return SealTarget(key, self.epochs.current(now))
 
     def remote(
         self,
         target: SealTarget | None = None,
         renew: Callable[[bytes | None, bytes | None], Awaitable[SealTarget | None]] = no_renewal,
-        open_stream: Callable[[], Awaitable[MemoryPeerStream]] | None = None,
+        open_stream: OpenStream | None = None,
     ) -> RemoteDonor:
         return RemoteDonor(
             peer_id=BOB,
@@ -150,7 +155,7 @@ class Lab:
 
     def seal(self, payload: bytes) -> bytes:
         """The frame of a request with this payload."""
-        sealed = seal_request(payload, self.key_ring.public_keys()[0], BOB_ID, NETWORK)
+        sealed = seal_request(payload, self.target().key, BOB_ID, NETWORK)
         return FRAME_LENGTH.pack(len(sealed)) + sealed
 
     def seal_request(self, request: GenerateRequest) -> tuple[bytes, AnswerOpener]:

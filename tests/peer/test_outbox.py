@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.peer.exchange_lab import make_request
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, DonorInternalError
 from tokenplace.generation import (
@@ -19,7 +18,7 @@ from tokenplace.generation import (
     Tokens,
     Usage,
 )
-from tokenplace.peer.exchange import Exchange
+from tokenplace.peer.exchange import REQUESTER, Exchange, Input
 from tokenplace.peer.frames import decode_frames
 from tokenplace.peer.outbox import Outbox
 from tokenplace.sealing.answer import MAX_FRAMES_BYTES
@@ -95,9 +94,7 @@ def test_the_end_takes_the_last_tokens_with_it() -> None:
     outbox.put(token(0), 0.0)
     taken(outbox, 0.0)
     outbox.put(token(1), 0.01)
-    assert not outbox.is_ended
     outbox.put(FINISHED, 0.02)
-    assert outbox.is_ended
     assert outbox.due_at == 0.02
     assert taken(outbox, 0.02) == ([token(1), FINISHED], True)
 
@@ -166,6 +163,14 @@ def test_tokens_over_a_chunk_leave_in_several_at_once() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_requeued_is_said_at_once_and_once() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(Alive(Phase.REQUEUED, 0.0, 2), 1.0)
+    assert outbox.due_at == 1.0
+    assert taken(outbox, 1.0) == ([Alive(Phase.REQUEUED, 0.0, 2)], False)
+    assert taken(outbox, outbox.due_at) == ([Alive(Phase.QUEUED, 0.0, 2)], False)
+
+
 def test_a_token_that_fits_no_chunk_is_an_internal_error() -> None:
     outbox = accepted_at(0.0)
     with pytest.raises(DonorInternalError):
@@ -185,7 +190,8 @@ def test_a_token_that_fits_no_chunk_is_an_internal_error() -> None:
 def test_whatever_goes_in_comes_out_in_order_and_in_time(
     steps: list[tuple[float, list[bytes] | Phase]],
 ) -> None:
-    outbox, exchange = Outbox(0.0), Exchange(make_request())
+    outbox, exchange = Outbox(0.0), Exchange(REQUESTER, 0.0)
+    exchange.on(Input.OPENED, 0.0)
     now, n_tokens = 0.0, 0
     outbox.put(ACCEPTED, now)
     sent: list[bytes] = []
@@ -196,7 +202,7 @@ def test_whatever_goes_in_comes_out_in_order_and_in_time(
             frames, is_final = outbox.take(outbox.due_at)
             assert len(frames) <= MAX_FRAMES_BYTES
             events = decode_frames(frames)
-            exchange.check_chunk(events, is_final=is_final)
+            exchange.take_chunk(events, outbox.due_at, is_final=is_final)
             received.extend(p for e in events if isinstance(e, Tokens) for p in e.pieces)
             if is_final:
                 return True

@@ -68,7 +68,7 @@ class Scripted:
         frame = b""
         while len(frame) < 4 or len(frame) < 4 + FRAME_LENGTH.unpack(frame[:4])[0]:
             frame += await stream.receive_some(1 << 16)
-        opened = open_request(frame[4:], self.lab.key_ring, BOB_ID, NETWORK)
+        opened = open_request(frame[4:], self.lab.key_ring, BOB_ID, NETWORK, trio.current_time())
         request = decode_request(opened.payload)
         sealer = AnswerSealer(request.resp_secret, request.reply_key, opened.digest)
         try:

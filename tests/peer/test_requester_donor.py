@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
@@ -11,7 +12,7 @@ import trio
 import trio.abc
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import FakeEngine
 from tests.peer.exchange_lab import BOB, SIGNED_KEYS, SIGNED_LIVE, Lab, make_request, text_of
@@ -45,7 +46,6 @@ from tokenplace.generation import (
     Tokens,
 )
 from tokenplace.peer.requester import SealTarget
-from tokenplace.sealing.keys import KeyRing
 
 CANARY = "canary-51c9"
 
@@ -97,10 +97,11 @@ class Tidy(FakeEngine):
         self.n_tidied += 1
 
 
-async def test_an_engine_comes_to_its_own_end(autojump_clock: MockClock) -> None:
+async def test_an_engine_comes_to_its_own_end_and_nobody_waits(autojump_clock: MockClock) -> None:
     engine = Tidy()
     async with Lab(engine).running() as lab:
         await lab.ask(make_request())
+        assert trio.current_time() < 1
         await lab.settled()
     assert engine.n_tidied == 1
 
@@ -391,7 +392,7 @@ async def test_the_largest_prompt_is_served() -> None:
 async def test_a_donor_that_is_finishing_serves_the_rest_and_no_more(
     autojump_clock: MockClock,
 ) -> None:
-    async with Lab(FakeEngine(token_interval_s=1.0)).running() as lab:
+    async with Lab(FakeEngine(token_interval_s=0.5)).running() as lab:
         answers: list[list[Event]] = []
 
         async def ask() -> None:
@@ -399,15 +400,47 @@ async def test_a_donor_that_is_finishing_serves_the_rest_and_no_more(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await trio.sleep(0.5)
+            await trio.sleep(0.2)
             nursery.start_soon(lab.donor.finish)
             await trio.sleep(0.5)
-            assert lab.donor.is_finishing
             with pytest.raises(DonorFinishing):
                 await lab.ask(make_request())
         assert text_of(answers[0]) == b"123456789"
-        assert trio.current_time() < 5
+        assert trio.current_time() == pytest.approx(1.5, abs=0.1)
         await lab.donor.finish()  # idle already
+        assert trio.current_time() == pytest.approx(1.5, abs=0.1)
+
+
+async def test_an_answer_too_long_to_wait_for_is_told_why_it_ends(
+    autojump_clock: MockClock,
+) -> None:
+    engine = FakeEngine(token_interval_s=1.0)
+    async with Lab(engine).running() as lab:
+        events: list[Event] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_finishing, lab, events)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(lab.donor.finish)
+        assert trio.current_time() == pytest.approx(defaults.FINISH_GRACE_S)
+        assert engine.n_running == 0
+        await lab.settled()
+    assert text_of(events) == b"worwor"
+
+
+async def expect_finishing(lab: Lab, events: list[Event]) -> None:
+    with pytest.raises(DonorFinishing):
+        await collect(lab, make_request("wor" * 50), events)
+
+
+async def test_a_requester_that_does_not_read_holds_up_nobody_who_stops(
+    autojump_clock: MockClock,
+) -> None:
+    async with Lab(FakeEngine(piece_bytes=8192, token_interval_s=0.01)).running() as lab:
+        frame, _ = lab.seal_request(make_request("word " * 100_000))
+        await (await lab.open_stream()).send_all(frame)
+        await trio.sleep(5)
+        await lab.donor.finish()
+        assert trio.current_time() == 5 + defaults.FINISH_GRACE_S + defaults.FINISH_NOTICE_S
 
 
 # ---------------------------------------------------------------- keys and epochs
@@ -441,8 +474,8 @@ async def test_a_stale_epoch_is_mended_by_sealing_once_more() -> None:
 
 async def test_a_restarted_donors_new_key_is_learned() -> None:
     async with Lab().running() as lab:
-        other_id = (lab.key_ring.public_keys()[0].id + 1) % 256
-        (old,) = KeyRing({other_id: lab.key_ring.private_key(other_id - 1 & 255)}).public_keys()
+        key = lab.target().key
+        old = dataclasses.replace(key, id=(key.id + 1) % 256)
         renewal = Renewal(lab)
         remote = lab.remote(SealTarget(old, bytes(8)), renewal)
         assert text_of(await lab.ask(make_request("once"), remote)) == b"once"
@@ -496,7 +529,7 @@ async def test_other_refusals_are_not_tried_again(monkeypatch: pytest.MonkeyPatc
 async def test_an_unknown_key_is_named_so() -> None:
     async with Lab().running() as lab:
         key = lab.target().key
-        (stranger,) = KeyRing({(key.id + 1) % 256: lab.key_ring.private_key(key.id)}).public_keys()
+        stranger = dataclasses.replace(key, id=(key.id + 1) % 256)
         with pytest.raises(UnknownKey):
             await lab.ask(make_request(), lab.remote(SealTarget(stranger, bytes(8))))
 

@@ -1,8 +1,8 @@
 """The donor's side of an exchange: one sealed request, one sealed answer. Start at `Donor.handle`.
 
-Order and deadlines are docs/protocol.md's, section 5; who may ask is `admission.py`'s, what leaves
-when is `outbox.py`'s. Three tasks serve one request: one takes events from the engine, one writes,
-one watches the requester.
+Order and deadlines are `exchange.DONOR`'s; who may ask is `admission.py`'s, what leaves when is
+`outbox.py`'s. Three tasks serve one request: one takes events from the engine, one writes, one
+watches the requester. Each tells the exchange what it sees.
 
 Differs from a web server: the only sign that a requester has gone is its half of the stream, so
 that half is always being read.
@@ -40,11 +40,13 @@ from tokenplace.generation import (
     Phase,
     Tokens,
 )
+from tokenplace.peer import grease
 from tokenplace.peer.admission import Admission, Place
-from tokenplace.peer.exchange import Exchange
+from tokenplace.peer.exchange import DONOR, Exchange, Input, Limit, State
 from tokenplace.peer.frames import Frame
 from tokenplace.peer.outbox import Outbox
-from tokenplace.peer.streams import STREAM_GONE, PeerStream
+from tokenplace.peer.running import Running
+from tokenplace.peer.streams import STREAM_GONE, PeerStream, receive_exactly
 from tokenplace.peer.wire import (
     FRAME_LENGTH,
     REFUSALS,
@@ -69,7 +71,7 @@ class Statistics:
     """Counts since the start, for people to see.
 
     n_served: answers given whole. n_failed: requests refused, or ended by an error frame.
-    n_cancelled: answers whose requester left, or did not read. n_answering: running or queued now.
+    n_cancelled: requesters that left before, or did not read. n_answering: running or queued now.
     n_tokens: taken from engines for requesters.
     """
 
@@ -78,6 +80,16 @@ class Statistics:
     n_cancelled: int = 0
     n_answering: int = 0
     n_tokens: int = 0
+
+    def count(self, end: State) -> None:
+        """One exchange is over."""
+        match end:
+            case State.FINISHED:
+                self.n_served += 1
+            case State.FAILED:
+                self.n_failed += 1
+            case _:
+                self.n_cancelled += 1
 
 
 class Donor:
@@ -99,7 +111,7 @@ class Donor:
         """
         donor_id: this peer's raw peer id bytes. generators: by artifact, as offered at the moment.
         signed_keys, signed_live: the current envelopes, for those whose own are out of date.
-        clock: seconds, steady; the same that `epochs` is asked with elsewhere.
+        clock: seconds, steady; the same that `key_ring` and `epochs` are asked with elsewhere.
         """
         self.statistics = Statistics()
         self._network = network
@@ -112,131 +124,129 @@ class Donor:
         self._signed_live = signed_live
         self._clock = clock
         self._large_requests_bytes = 0
-        self._is_finishing = False
-        self._idle = trio.Event()
-
-    @property
-    def is_finishing(self) -> bool:
-        """Are new requests turned away, because this peer is about to stop?"""
-        return self._is_finishing
+        self._running = Running()
 
     async def finish(self) -> None:
-        """Turn new requests away and wait for the last answer. How long is the caller's to
-        bound.
+        """Turn new requests away with `finishing`, and let the answers that run come to their end;
+        those that do not are ended with it too (`Running.finish`).
         """
-        self._is_finishing = True
-        if self.statistics.n_answering:
-            await self._idle.wait()
+        await self._running.finish()
 
     async def handle(self, stream: PeerStream) -> None:
-        """Serve one inbound stream. Whatever the requester sends or the generator raises, nothing
-        is raised from here.
-        """
+        """Serve one inbound stream; raises nothing, whatever requester and generator do."""
+        exchange = Exchange(DONOR, trio.current_time())
+        try:
+            await self._admit(stream, exchange)
+            if exchange.state is State.LOST:
+                await stream.reset()
+        finally:
+            exchange.on(Input.CANCEL, trio.current_time())  # this peer stops, or it had ended
+            self.statistics.count(exchange.state)
+
+    async def _admit(self, stream: PeerStream, exchange: Exchange) -> None:
         try:
             place = self._admission.open_nowait(stream.remote_ip)
         except DonorBusy as busy:
-            await self._refuse(stream, busy)
+            await self._refuse(stream, exchange, busy)
             return
         try:
-            await self._serve(stream, place)
+            await self._serve(stream, exchange, place)
         finally:
             place.release()
 
-    async def _serve(self, stream: PeerStream, place: Place) -> None:
+    async def _serve(self, stream: PeerStream, exchange: Exchange, place: Place) -> None:
         try:
-            sealed = await self._read_request(stream)
+            sealed = await self._read_request(stream, exchange)
             if sealed is None:
-                await stream.reset()
                 return
             request, sealer = self._open(sealed, place)
         except tuple(REFUSALS.values()) as error:
-            await self._refuse(stream, error)
+            await self._refuse(stream, exchange, error)
             return
         del sealed  # up to 4 MiB, not needed while the answer runs
+        exchange.on(Input.REQUEST, trio.current_time())
+        answer = _Answer(stream, exchange, sealer)
         self.statistics.n_answering += 1
         try:
-            await self._answer(stream, place, request, sealer)
+            with self._running.answer(answer.generating.cancel):
+                await self._answer(answer, place, request)
         finally:
             self.statistics.n_answering -= 1
-            if not self.statistics.n_answering and self._is_finishing:
-                self._idle.set()
 
     # ------------------------------------------------------------ the request
 
-    async def _read_request(self, stream: PeerStream) -> bytes | None:
+    async def _read_request(self, stream: PeerStream, exchange: Exchange) -> bytes | None:
         """The sealed frame; None when the requester went away or took too long. Raises
         `RequestTooBig` or `DonorBusy`.
         """
-        with trio.move_on_after(defaults.REQUEST_TIMEOUT_S):
-            prefix = await _receive_exactly(stream, FRAME_LENGTH.size)
-            if prefix is None:
-                return None
-            (length,) = FRAME_LENGTH.unpack(prefix)
-            if length > defaults.MAX_REQUEST_FRAME_BYTES:
-                raise RequestTooBig
-            if length <= defaults.SMALL_REQUEST_BYTES:
-                return await _receive_exactly(stream, length)
-            if self._large_requests_bytes + length > defaults.MAX_LARGE_REQUESTS_BYTES:
-                raise DonorBusy(retry_after_s=defaults.BUSY_RETRY_AFTER_S)
-            self._large_requests_bytes += length
+        what: Input | Limit = Limit.REQUEST
+        with trio.move_on_at(exchange.due_at(Limit.REQUEST)):
             try:
-                return await _receive_exactly(stream, length)
-            finally:
-                self._large_requests_bytes -= length
+                return await self._receive_request(stream)
+            except STREAM_GONE:
+                what = Input.GONE
+        exchange.on(what, trio.current_time())
         return None
+
+    async def _receive_request(self, stream: PeerStream) -> bytes:
+        (length,) = FRAME_LENGTH.unpack(await receive_exactly(stream, FRAME_LENGTH.size))
+        if length > defaults.MAX_REQUEST_FRAME_BYTES:
+            raise RequestTooBig
+        if length <= defaults.SMALL_REQUEST_BYTES:
+            return await receive_exactly(stream, length)
+        if self._large_requests_bytes + length > defaults.MAX_LARGE_REQUESTS_BYTES:
+            raise DonorBusy(retry_after_s=defaults.BUSY_RETRY_AFTER_S)
+        self._large_requests_bytes += length
+        try:
+            return await receive_exactly(stream, length)
+        finally:
+            self._large_requests_bytes -= length
 
     def _open(self, sealed: bytes, place: Place) -> tuple[RequestMap, AnswerSealer]:
         """Everything that is checked before an answer can be sealed. Raises one of `REFUSALS`."""
-        opened = open_request(sealed, self._key_ring, self._donor_id, self._network)
+        now = self._clock()
+        opened = open_request(sealed, self._key_ring, self._donor_id, self._network, now)
         request = decode_request(opened.payload)
         sealer = AnswerSealer(request.resp_secret, request.reply_key, opened.digest)
-        self._epochs.accept(request.epoch, opened.enc, self._clock())
+        self._epochs.accept(request.epoch, opened.enc, now)
         place.queue_nowait()
         return request, sealer
 
-    async def _refuse(self, stream: PeerStream, error: TokenplaceError) -> None:
+    async def _refuse(self, stream: PeerStream, exchange: Exchange, no: TokenplaceError) -> None:
         """Say no in clear: there is no key to seal with, or it is not worth the work."""
-        self.statistics.n_failed += 1
-        refusal = Refusal(error)
+        exchange.on(Input.REFUSED, trio.current_time())
+        refusal = Refusal(no)
         # A donor that was restarted has a new key and a new epoch: who is told of one needs both.
-        if error.code in (ErrorCode.UNKNOWN_KEY, ErrorCode.STALE_EPOCH):
-            refusal = Refusal(error, self._signed_keys(), self._signed_live())
-        if not await _send(stream, encode_refusal(refusal)):
-            await stream.reset()
+        if no.code in (ErrorCode.UNKNOWN_KEY, ErrorCode.STALE_EPOCH):
+            refusal = Refusal(no, self._signed_keys(), self._signed_live())
+        await _send(stream, exchange, encode_refusal(refusal, grease.DICE), is_end=True)
 
     # ------------------------------------------------------------ the answer
 
-    async def _answer(
-        self, stream: PeerStream, place: Place, opened: RequestMap, sealer: AnswerSealer
-    ) -> None:
-        answer = _Answer(stream, sealer)
-        is_delivered = False
+    async def _answer(self, answer: _Answer, place: Place, opened: RequestMap) -> None:
         async with trio.open_nursery() as nursery:
             watching = trio.CancelScope()
-            nursery.start_soon(_watch, stream, watching, nursery.cancel_scope)
+            nursery.start_soon(answer.watch, watching, nursery.cancel_scope)
             nursery.start_soon(self._generate, answer, place, opened)
-            is_delivered = await answer.write()
-            if is_delivered:
+            if await answer.write():
                 watching.cancel()  # and the generator may come to its own end
             else:
                 nursery.cancel_scope.cancel()
-        if not is_delivered:
-            self.statistics.n_cancelled += 1
-            await stream.reset()
-        elif answer.is_failed:
-            self.statistics.n_failed += 1
-        else:
-            self.statistics.n_served += 1
 
     async def _generate(self, answer: _Answer, place: Place, opened: RequestMap) -> None:
         """Run the generator into the answer. Every way it can fail becomes an error frame."""
-        error: TokenplaceError | None
+        error: TokenplaceError = DonorInternalError("the answer has no end")
+        what: Input | Limit = Input.ERROR
         try:
             request = to_generate_request(opened)
+            answer.exchange.limit_tokens(request.max_tokens)
             generator = self._find_generator(request)
-            with trio.move_on_after(defaults.MAX_EXCHANGE_S) as scope:
+            with answer.generating:
                 await _pump(generator, request, answer, place, self.statistics)
-            error = DeadlineExceeded() if scope.cancelled_caught else None
+            if answer.generating.cancelled_caught:
+                error = DonorFinishing()
+                if trio.current_time() >= answer.generating.deadline:
+                    what, error = Limit.WHOLE, DeadlineExceeded()
         except TokenplaceError as failure:
             error = failure
             if failure.code not in DONOR_ERRORS:
@@ -246,11 +256,10 @@ class Donor:
         except Exception as failure:
             error = DonorInternalError()
             _log_failure(failure)
-        if not answer.is_ended:
-            answer.put(error or DonorInternalError("the answer has no end"))
+        answer.fail(error, what)
 
     def _find_generator(self, request: GenerateRequest) -> Generator:
-        if self._is_finishing:
+        if self._running.is_finishing:
             raise DonorFinishing
         try:
             return self._generators()[request.artifact]
@@ -259,25 +268,33 @@ class Donor:
 
 
 class _Answer:
-    """What the tasks of one exchange share: frames go in, and leave sealed when they are due."""
+    """What the tasks of one exchange share: frames go in, and leave sealed when they are due.
 
-    def __init__(self, stream: PeerStream, sealer: AnswerSealer) -> None:
-        self.is_failed = False
+    generating: the generator runs in it; cancelled when it has to end.
+    """
+
+    def __init__(self, stream: PeerStream, exchange: Exchange, sealer: AnswerSealer) -> None:
+        self.exchange = exchange
+        self.generating = trio.CancelScope(deadline=exchange.due_at(Limit.WHOLE))
         self._stream = stream
         self._sealer = sealer
         self._outbox = Outbox(trio.current_time())
         self._is_due_earlier = trio.Event()
 
-    @property
-    def is_ended(self) -> bool:
-        return self._outbox.is_ended
-
-    def put(self, frame: Frame) -> None:
+    def put(self, event: Event) -> None:
         """Never waits: what a requester does not read is bounded by `WRITE_TIMEOUT_S`."""
+        self.exchange.take(event, trio.current_time())
+        self._post(event)
+
+    def fail(self, error: TokenplaceError, what: Input | Limit) -> None:
+        """End with an error because of `what`, unless the answer has its end already."""
+        if self.exchange.can(what):
+            self.exchange.on(what, trio.current_time())
+            self._post(error)
+
+    def _post(self, frame: Frame) -> None:
         due_at = self._outbox.due_at
         self._outbox.put(frame, trio.current_time())
-        if isinstance(frame, TokenplaceError):
-            self.is_failed = True
         if self._outbox.due_at < due_at:
             self._is_due_earlier.set()
 
@@ -287,12 +304,24 @@ class _Answer:
         while True:
             await self._wait_due()
             frames, is_final = self._outbox.take(trio.current_time())
+            frames = grease.grease_chunk(frames, grease.DICE, is_final=is_final)
             chunk = opening + self._sealer.seal(frames, is_final=is_final)
             opening = b""
-            if not await _send(self._stream, chunk):
-                return False
-            if is_final:
-                return True
+            is_sent = await _send(self._stream, self.exchange, chunk, is_end=is_final)
+            if is_final or not is_sent:
+                return is_sent
+
+    async def watch(self, watching: trio.CancelScope, serving: trio.CancelScope) -> None:
+        """Wait for anything from the requester: its end, a reset, or bytes. Each cancels."""
+        with watching:
+            what = Input.GONE
+            try:
+                if await self._stream.receive_some(1):
+                    what = Input.BYTES
+            except STREAM_GONE:
+                pass
+            self.exchange.on(what, trio.current_time())
+            serving.cancel()
 
     async def _wait_due(self) -> None:
         while self._outbox.due_at > trio.current_time():
@@ -308,13 +337,11 @@ async def _pump(
     place: Place,
     statistics: Statistics,
 ) -> None:
-    exchange = Exchange(request)
     async with generator.generate(request) as events:
         async for event in events:
-            exchange.check(event)
+            answer.put(event)
             if _is_work(event):
                 place.run()
-            answer.put(event)
             if isinstance(event, Tokens):
                 statistics.n_tokens += len(event.ids)
 
@@ -326,39 +353,25 @@ def _is_work(event: Event) -> bool:
     return not isinstance(event, Accepted)
 
 
-async def _watch(
-    stream: PeerStream, watching: trio.CancelScope, exchange: trio.CancelScope
-) -> None:
-    """Wait for anything from the requester: its end or a reset cancels, and bytes are an error."""
-    with watching:
-        with contextlib.suppress(*STREAM_GONE):
-            await stream.receive_some(1)
-        exchange.cancel()
-
-
-async def _send(stream: PeerStream, data: bytes) -> bool:
-    """False when the requester is gone, or has not read for `WRITE_TIMEOUT_S`."""
-    with trio.move_on_after(defaults.WRITE_TIMEOUT_S):
+async def _send(stream: PeerStream, exchange: Exchange, data: bytes, *, is_end: bool) -> bool:
+    """False when the requester is gone, or has not read in time. is_end: our half ends with it."""
+    if exchange.is_ended:
+        return False
+    exchange.touch(trio.current_time())
+    what: Input | Limit = Limit.WRITE
+    with trio.move_on_at(exchange.due_at(Limit.WRITE)):
         try:
             await stream.send_all(data)
         except STREAM_GONE:
-            return False
-        return True
+            what = Input.GONE
+        else:
+            if is_end:
+                with contextlib.suppress(*STREAM_GONE):  # who has read a refusal resets the stream
+                    await stream.send_eof()
+                exchange.on(Input.END, trio.current_time())
+            return True
+    exchange.on(what, trio.current_time())
     return False
-
-
-async def _receive_exactly(stream: PeerStream, size: int) -> bytes | None:
-    """None when the stream ended before."""
-    data = bytearray()
-    while len(data) < size:
-        try:
-            piece = await stream.receive_some(min(size - len(data), defaults.READ_BYTES))
-        except STREAM_GONE:
-            return None
-        if not piece:
-            return None
-        data += piece
-    return bytes(data)
 
 
 def _log_failure(error: Exception) -> None:

@@ -1,82 +1,290 @@
-"""One exchange's order and deadlines, for both sides. Start at `TRANSITIONS`, then `Exchange`.
+"""One exchange as a table, for both roles. Start at `REQUESTER` and `DONOR`, then `Exchange`.
 
-Pure (docs/protocol.md, section 5): the requester checks with it what it receives, the donor what it
-is about to send; `Deadlines` is the requester's, `now` an argument.
+Pure: `now` is an argument, in seconds of any steady clock. `requester.py` and `donor.py` tell an
+`Exchange` whatever happens, wait no longer than it says, and count by the state it ends in. The
+diagrams of docs/protocol.md, section 5, are drawn from the tables.
+
+Differs from most state machines: deadlines are inputs. Those that run in a state are those that its
+row has an answer to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
 from tokenplace import defaults
-from tokenplace.errors import (
-    DeadlineExceeded,
-    DonorSilent,
-    RemoteProtocolError,
-    TokenplaceError,
-)
-from tokenplace.generation import Accepted, Alive, Finished, GenerateRequest, Phase, Tokens
+from tokenplace.errors import RemoteProtocolError, TokenplaceError
+from tokenplace.generation import Accepted, Alive, Finished, Phase, Tokens
 from tokenplace.peer.frames import Frame
 
 
 class State(StrEnum):
-    """Where an exchange stands, from the moment the request was sent."""
+    """Where an exchange stands. The last four are ends."""
 
-    ASKED = "asked"
+    # only a requester's
+    OPENING = "opening"  # seals the request and opens a stream
+    RENEWING = "renewing"  # was refused, and looks for newer keys and a newer epoch
+    REOPENING = "reopening"  # as `opening`, once more and for the last time
+    ASKED_AGAIN = "asked_again"
+    # only a donor's
+    READING = "reading"  # the request is coming in
+    REFUSING = "refusing"  # says no in clear
+    # both; what a requester has received, a donor has put into its outbox
+    ASKED = "asked"  # the request was sent, or opened; nobody has said yes or no
+    ACCEPTED = "accepted"  # no token yet, or requeued since the last one
     ANSWERING = "answering"
+    ENDING = "ending"  # `finished` was said; the final chunk is not over
+    FAILING = "failing"  # the same with `error`
+
     FINISHED = "finished"
-    FAILED = "failed"
+    FAILED = "failed"  # by a refusal or an error that was said
+    LOST = "lost"  # the other side went, fell silent, or broke the protocol
+    CANCELLED = "cancelled"  # this side did not want it any more
 
 
-TRANSITIONS: Final[dict[State, dict[type[Frame], State]]] = {
-    State.ASKED: {Accepted: State.ANSWERING, TokenplaceError: State.FAILED},
-    State.ANSWERING: {
-        Alive: State.ANSWERING,
-        Tokens: State.ANSWERING,
-        Finished: State.FINISHED,
-        TokenplaceError: State.FAILED,
-    },
-    State.FINISHED: {},
-    State.FAILED: {},
+class Input(StrEnum):
+    """What can happen to an exchange, besides a deadline's passing."""
+
+    OPENED = "stream open"
+    UNREACHABLE = "no connection"
+    UNSENDABLE = "request over a limit"
+    OUTDATED = "refusal as outdated"  # `unknown_key` or `stale_epoch`, received
+    REFUSED = "refusal"  # any other, received; or any that is to be sent
+    RENEWED = "newer keys or epoch"
+    NOT_RENEWED = "nothing newer"
+    REQUEST = "request opened"
+    ACCEPTED = "accepted"
+    ALIVE = "alive"
+    REQUEUED = "requeued"  # `alive` with this phase
+    TOKENS = "tokens"
+    FINISHED = "finished"
+    ERROR = "error"
+    CHUNK = "chunk over"  # received, and not the final one
+    END = "end"  # the final chunk was received or sent whole, or a refusal sent
+    BYTES = "bytes"  # from the requester, after its request
+    GONE = "stream gone"  # it ended, or was reset
+    WRONG = "protocol error"
+    CANCEL = "cancel"
+
+
+class Limit(StrEnum):
+    """Deadlines, as inputs too: each is what happens when it has passed."""
+
+    CONNECT = "connecting late"
+    RENEW = "renewal late"
+    REQUEST = "request late"
+    IDLE = "silence"
+    ACCEPT = "yes or no late"
+    FIRST_TOKEN = "first token late"
+    PROGRESS = "next token late"
+    WRITE = "reading late"
+    WHOLE = "answer too long"
+
+    def seconds(self, eta_ms: int = 0) -> float:
+        """How long it is; `eta_ms` is what `accepted` said."""
+        match self:
+            case Limit.CONNECT | Limit.RENEW:
+                return defaults.CONNECT_TIMEOUT_S
+            case Limit.REQUEST:
+                return defaults.REQUEST_TIMEOUT_S
+            case Limit.IDLE:
+                return defaults.IDLE_TIMEOUT_S
+            case Limit.ACCEPT:
+                return defaults.ACCEPT_TIMEOUT_S
+            case Limit.FIRST_TOKEN:
+                eta_s = eta_ms / 1000
+                return defaults.FIRST_TOKEN_ETA_FACTOR * eta_s + defaults.FIRST_TOKEN_GRACE_S
+            case Limit.PROGRESS:
+                return defaults.PROGRESS_TIMEOUT_S
+            case Limit.WRITE:
+                return defaults.WRITE_TIMEOUT_S
+            case Limit.WHOLE:
+                return defaults.MAX_EXCHANGE_S
+
+
+Row = Mapping[Input | Limit, State]
+Table = Mapping[State, Row]
+
+# The frames' part is the same for both roles.
+_IN_ACCEPTED: Final[Row] = {
+    Input.ALIVE: State.ACCEPTED,
+    Input.REQUEUED: State.ACCEPTED,
+    Input.TOKENS: State.ANSWERING,
+    Input.FINISHED: State.ENDING,
+    Input.ERROR: State.FAILING,
 }
-"""What may come in which state, and where it leads. Anything else breaks the protocol."""
+_IN_ANSWERING: Final[Row] = {
+    Input.ALIVE: State.ANSWERING,
+    Input.REQUEUED: State.ACCEPTED,
+    Input.TOKENS: State.ANSWERING,
+    Input.FINISHED: State.ENDING,
+    Input.ERROR: State.FAILING,
+}
 
-ENDED: Final = frozenset({State.FINISHED, State.FAILED})
+_OPENING: Final[Row] = {
+    Input.UNSENDABLE: State.FAILED,
+    Input.WRONG: State.LOST,  # a donor whose key cannot be used
+    Input.UNREACHABLE: State.LOST,
+    Limit.CONNECT: State.LOST,
+    Input.CANCEL: State.CANCELLED,
+}
+_LISTENING: Final[Row] = {
+    Input.GONE: State.LOST,
+    Input.WRONG: State.LOST,
+    Limit.IDLE: State.LOST,
+    Limit.WHOLE: State.LOST,
+    Input.CANCEL: State.CANCELLED,
+}
+_ASKED: Final[Row] = {
+    Input.REFUSED: State.FAILED,
+    Input.ACCEPTED: State.ACCEPTED,
+    Input.ERROR: State.FAILING,
+    **_LISTENING,
+    Limit.ACCEPT: State.LOST,
+}
+_CLOSING: Final[Row] = {Input.WRONG: State.LOST, Input.CANCEL: State.CANCELLED}
+
+REQUESTER: Final[Table] = {
+    State.OPENING: {Input.OPENED: State.ASKED, **_OPENING},
+    State.ASKED: {Input.OUTDATED: State.RENEWING, Input.CHUNK: State.ASKED, **_ASKED},
+    State.RENEWING: {
+        Input.RENEWED: State.REOPENING,
+        Input.NOT_RENEWED: State.FAILED,
+        Limit.RENEW: State.FAILED,
+        Input.CANCEL: State.CANCELLED,
+    },
+    State.REOPENING: {Input.OPENED: State.ASKED_AGAIN, **_OPENING},
+    State.ASKED_AGAIN: {Input.OUTDATED: State.FAILED, Input.CHUNK: State.ASKED_AGAIN, **_ASKED},
+    State.ACCEPTED: {
+        Input.CHUNK: State.ACCEPTED,
+        **_IN_ACCEPTED,
+        **_LISTENING,
+        Limit.FIRST_TOKEN: State.LOST,
+    },
+    State.ANSWERING: {
+        Input.CHUNK: State.ANSWERING,
+        **_IN_ANSWERING,
+        **_LISTENING,
+        Limit.PROGRESS: State.LOST,
+    },
+    State.ENDING: {Input.END: State.FINISHED, **_CLOSING},
+    State.FAILING: {Input.END: State.FAILED, **_CLOSING},
+}
+"""What may happen to a requester in which state, and where it leads. The first row is the start;
+states without a row are ends.
+"""
+
+_SENDING: Final[Row] = {
+    Input.GONE: State.LOST,
+    Limit.WRITE: State.LOST,
+    Input.CANCEL: State.CANCELLED,
+}
+_SERVING: Final[Row] = {Input.BYTES: State.LOST, **_SENDING}
+
+DONOR: Final[Table] = {
+    State.READING: {
+        Input.REQUEST: State.ASKED,
+        Input.REFUSED: State.REFUSING,
+        Input.GONE: State.LOST,
+        Limit.REQUEST: State.LOST,
+        Input.CANCEL: State.CANCELLED,
+    },
+    State.REFUSING: {Input.END: State.FAILED, **_SENDING},
+    State.ASKED: {
+        Input.ACCEPTED: State.ACCEPTED,
+        Input.ERROR: State.FAILING,
+        Limit.WHOLE: State.FAILING,
+        **_SERVING,
+    },
+    State.ACCEPTED: {**_IN_ACCEPTED, Limit.WHOLE: State.FAILING, **_SERVING},
+    State.ANSWERING: {**_IN_ANSWERING, Limit.WHOLE: State.FAILING, **_SERVING},
+    State.ENDING: {Input.END: State.FINISHED, **_SERVING},
+    State.FAILING: {Input.END: State.FAILED, **_SERVING},
+}
+"""The same for a donor."""
+
+FRAMES: Final[Mapping[type[Frame], Input]] = {
+    Accepted: Input.ACCEPTED,
+    Alive: Input.ALIVE,
+    Tokens: Input.TOKENS,
+    Finished: Input.FINISHED,
+}
+# What a donor, or an engine, says. Where the table has no answer to it, the protocol is broken;
+# where it has none to anything else, our own program is wrong.
+_SAID: Final = frozenset(
+    {*FRAMES.values(), Input.REQUEUED, Input.ERROR, Input.CHUNK, Input.END}
+    | {Input.OUTDATED, Input.REFUSED}
+)
+# They prove life, no progress: a state's own limit runs on.
+_HEARTBEATS: Final = frozenset({Input.ALIVE, Input.CHUNK})
 
 
 class Exchange:
-    """The frames of one answer, in order. Every method raises `RemoteProtocolError` for what must
-    not come now.
-    """
+    """One exchange, as one side sees it."""
 
-    def __init__(self, request: GenerateRequest) -> None:
-        self.state = State.ASKED
-        self._max_new = request.max_tokens or defaults.MAX_NEW_TOKENS
+    def __init__(self, table: Table, now: float) -> None:
+        """table: `REQUESTER` or `DONOR`."""
+        self.state = next(iter(table))
+        self._table = table
+        self._moved_at = self._asked_at = self._touched_at = now
+        self._max_new = defaults.MAX_NEW_TOKENS
+        self._eta_ms = 0
         self._n_tokens = 0
         self._n_bytes = 0
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens so far."""
-        return self._n_tokens
+    def is_ended(self) -> bool:
+        """Is it over, whichever way?"""
+        return self.state not in self._table
 
-    def check_chunk(self, frames: Sequence[Frame], *, is_final: bool) -> None:
-        """A received chunk: `finished` or `error` is the last frame of the final chunk and stands
-        nowhere else.
+    def can(self, what: Input | Limit) -> bool:
+        """Does the table have an answer to this now?"""
+        return what in self._table.get(self.state, {})
+
+    def on(self, what: Input | Limit, now: float) -> None:
+        """Something has happened. An exchange ends once: what happens later changes nothing.
+
+        Raises `RemoteProtocolError` for what must not be said now.
+        """
+        if self.is_ended:
+            return
+        self.state = self._next(what)
+        if what not in _HEARTBEATS:
+            self._moved_at = now
+        if what in (Input.OPENED, Input.REQUEST):
+            self._asked_at = self._touched_at = now
+
+    def _next(self, what: Input | Limit) -> State:
+        state = self._table.get(self.state, {}).get(what)
+        if state is None:
+            assert what in _SAID, f"{what} in an exchange that is {self.state}"
+            raise RemoteProtocolError(f"{what}, in an exchange that is {self.state}")
+        return state
+
+    # ------------------------------------------------------------ frames
+
+    def limit_tokens(self, max_tokens: int | None) -> None:
+        """How many tokens the request asks for; None: as many as there may be."""
+        self._max_new = max_tokens or defaults.MAX_NEW_TOKENS
+
+    def take_chunk(self, frames: Sequence[Frame], now: float, *, is_final: bool) -> None:
+        """A chunk has come. The answer's end is the last frame of the final chunk and stands
+        nowhere else, or `RemoteProtocolError` is raised.
         """
         for frame in frames:
-            self.check(frame)
-        if (self.state in ENDED) != is_final:
-            raise RemoteProtocolError("its answer ended at the wrong place")
+            self.take(frame, now)
+        self.on(Input.END if is_final else Input.CHUNK, now)
 
-    def check(self, frame: Frame) -> None:
-        """One more frame."""
-        kind = TokenplaceError if isinstance(frame, TokenplaceError) else type(frame)
-        state = TRANSITIONS[self.state].get(kind)
-        if state is None:
-            raise RemoteProtocolError(f"{kind.__name__} in an exchange that is {self.state}")
+    def take(self, frame: Frame, now: float) -> None:
+        """A frame has come, or is about to be sent. Raises `RemoteProtocolError` for one that must
+        not come now, or that has the wrong tokens.
+        """
+        if self.is_ended:
+            return
+        what = input_of(frame)
+        self._next(what)
         match frame:
             case Tokens():
                 self._check_tokens(frame)
@@ -84,11 +292,12 @@ class Exchange:
                 if not 1 <= frame.max_new <= self._max_new:
                     raise RemoteProtocolError("it promises more tokens than were asked for")
                 self._max_new = frame.max_new
+                self._eta_ms = frame.eta_ms
             case Finished():
                 # gen/1 asks for one choice; `n` will come with a field of its own.
                 if [end.choice for end in frame.choices] != [0]:
                     raise RemoteProtocolError("it finished other choices than were asked for")
-        self.state = state
+        self.on(what, now)
 
     def _check_tokens(self, tokens: Tokens) -> None:
         if tokens.choice != 0:
@@ -100,43 +309,36 @@ class Exchange:
         if self._n_tokens > self._max_new or self._n_bytes > defaults.MAX_ANSWER_BYTES:
             raise RemoteProtocolError("a longer answer than it promised")
 
+    # ------------------------------------------------------------ deadlines
 
-class Deadlines:
-    """Until when the requester waits. `now` in seconds of any steady clock.
+    def touch(self, now: float) -> None:
+        """Bytes came, or are about to be sent: `IDLE` and `WRITE` count from now."""
+        self._touched_at = now
 
-    Two run side by side: any byte proves life, only `accepted` and tokens prove progress.
-    """
+    def due_at(self, limit: Limit) -> float:
+        """When this limit passes, one that runs in the present state."""
+        assert self.can(limit), f"{limit} does not run in an exchange that is {self.state}"
+        match limit:
+            case Limit.IDLE | Limit.WRITE:
+                start = self._touched_at
+            case Limit.WHOLE:
+                start = self._asked_at
+            case _:
+                start = self._moved_at
+        return start + limit.seconds(self._eta_ms)
 
-    def __init__(self, now: float) -> None:
-        self._ends_at = now + defaults.MAX_EXCHANGE_S
-        self._silent_at = now + defaults.IDLE_TIMEOUT_S
-        self._stuck_at = now + defaults.ACCEPT_TIMEOUT_S
-        self._first_token_s = 0.0
+    def next_limit(self) -> Limit:
+        """The limit that passes first, of those that run in the present state; of two at the same
+        time the one whose entry comes first: silence explains a lack of progress.
+        """
+        limits = [what for what in self._table[self.state] if isinstance(what, Limit)]
+        return min(limits, key=self.due_at)
 
-    @property
-    def next_at(self) -> float:
-        """The earliest of them."""
-        return min(self._silent_at, self._stuck_at, self._ends_at)
 
-    def on_bytes(self, now: float) -> None:
-        """The donor sent something, or took the last of the request."""
-        self._silent_at = now + defaults.IDLE_TIMEOUT_S
-
-    def on_frame(self, frame: Frame, now: float) -> None:
-        match frame:
-            case Tokens():
-                self._stuck_at = now + defaults.PROGRESS_TIMEOUT_S
-            case Accepted():
-                self._first_token_s = (
-                    defaults.FIRST_TOKEN_ETA_FACTOR * frame.eta_ms / 1000
-                    + defaults.FIRST_TOKEN_GRACE_S
-                )
-                self._stuck_at = now + self._first_token_s
-            case Alive(phase=Phase.REQUEUED):
-                self._stuck_at = now + self._first_token_s
-
-    def error(self, now: float) -> TokenplaceError:
-        """What to raise when `next_at` has passed."""
-        if now >= self._silent_at:
-            return DonorSilent(f"nothing came for {defaults.IDLE_TIMEOUT_S:g} s.")
-        return DeadlineExceeded("it was alive, but the answer did not get on.")
+def input_of(frame: Frame) -> Input:
+    """What this frame is to the table."""
+    if isinstance(frame, TokenplaceError):
+        return Input.ERROR
+    if isinstance(frame, Alive) and frame.phase is Phase.REQUEUED:
+        return Input.REQUEUED
+    return FRAMES[type(frame)]

@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 import trio
@@ -259,6 +260,7 @@ class _Opening:
     is_abandoned: bool = False
 
 
+@lru_cache(defaults.MAX_PARSED)
 def parse_peer_id(text: str) -> ID:
     """libp2p's form of a peer id. Raises `ConnectFailed` for text that is none: it names nobody."""
     try:

@@ -8,6 +8,7 @@ of the CPU, and hides when each was made.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from tokenplace import defaults
@@ -38,11 +39,6 @@ class Outbox:
         self._pieces: list[bytes] = []
         self._n_bytes = 0
         self._end: bytes | None = None
-
-    @property
-    def is_ended(self) -> bool:
-        """Has `finished` or an error been put in? Nothing may follow."""
-        return self._end is not None
 
     def put(self, frame: Frame, now: float) -> None:
         """One more frame to send. `due_at` moves forward if it cannot wait.
@@ -101,7 +97,9 @@ class Outbox:
             return b"".join(parts), True
         if self._is_status_due or (self._is_accepted and not any(parts)):
             parts.append(encode_frame(self._status))
-            self._is_status_due = False
+            if self._is_status_due:
+                self._is_status_due = False
+                self._status = replace(self._status, phase=Phase.QUEUED)  # it was requeued once
         return b"".join(parts), False
 
     def _take_tokens(self) -> bytes:

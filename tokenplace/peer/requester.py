@@ -1,8 +1,8 @@
 """The requester's side of an exchange: a donor somewhere else, seen as a `Generator`. Start at
 `RemoteDonor`.
 
-Order and deadlines are docs/protocol.md's, section 5. One task reads, checks and buffers, so that
-the donor is always drained: a slow app never slows a donor. What is buffered is bounded by what the
+Order and deadlines are `exchange.REQUESTER`'s. One task reads, checks and buffers, so that the
+donor is always drained: a slow app never slows a donor. What is buffered is bounded by what the
 donor promised (`exchange.Exchange`).
 
 Differs from other generators, which run under `trio.as_safe_channel`: the reading task hands events
@@ -25,12 +25,16 @@ from tokenplace import defaults
 from tokenplace.errors import (
     ConnectFailed,
     ConnectionLost,
+    DeadlineExceeded,
+    DonorSilent,
+    RemoteProtocolError,
     StaleEpoch,
     TokenplaceError,
     UnknownKey,
 )
 from tokenplace.generation import Accepted, Alive, Event, GenerateRequest
-from tokenplace.peer.exchange import Deadlines, Exchange
+from tokenplace.peer import grease
+from tokenplace.peer.exchange import REQUESTER, Exchange, Input, Limit, State
 from tokenplace.peer.frames import Frame, decode_frames
 from tokenplace.peer.streams import STREAM_GONE, OpenStream, PeerStream
 from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_refusal, encode_request
@@ -97,62 +101,79 @@ class RemoteDonor:
                 raise failure
 
     async def _ask(self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery) -> None:
+        exchange = Exchange(REQUESTER, trio.current_time())
+        exchange.limit_tokens(request.max_tokens)
         try:
-            refusal = await self._attempt(request, inbox, nursery)
-            if refusal is not None and await self._is_renewed(refusal):
-                refusal = await self._attempt(request, inbox, nursery)
+            refusal = await self._attempt(request, exchange, inbox, nursery)
+            if exchange.state is State.RENEWING:
+                assert refusal is not None, "renewing without a refusal"
+                await self._renew_target(refusal, exchange)
+            if exchange.state is State.REOPENING:
+                refusal = await self._attempt(request, exchange, inbox, nursery)
             if refusal is not None:
                 raise refusal.error
         except TokenplaceError as error:
             inbox.end(error)
         else:
             inbox.end(None)
+        finally:
+            exchange.on(Input.CANCEL, trio.current_time())  # the app has left, or it had ended
 
-    async def _is_renewed(self, refusal: Refusal) -> bool:
+    async def _renew_target(self, refusal: Refusal, exchange: Exchange) -> None:
         """After a refusal that newer signed objects can mend: is there something new to seal to?"""
-        if not isinstance(refusal.error, (UnknownKey, StaleEpoch)):
-            return False
-        target = None
-        with trio.move_on_after(defaults.CONNECT_TIMEOUT_S):
+        what: Input | Limit = Limit.RENEW
+        with trio.move_on_at(exchange.due_at(Limit.RENEW)):
             target = await self._renew(refusal.keys, refusal.live)
-        if target is None:
-            return False
-        self._target = target
-        return True
+            what = Input.NOT_RENEWED
+            if target is not None:
+                self._target = target
+                what = Input.RENEWED
+        exchange.on(what, trio.current_time())
 
     async def _attempt(
-        self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery
+        self, request: GenerateRequest, exchange: Exchange, inbox: Inbox, nursery: trio.Nursery
     ) -> Refusal | None:
         """One sealed request on a new stream, and its answer. None when the answer was whole."""
-        reply = ReplySecrets.generate()
-        payload = encode_request(request, self._target.epoch, reply.resp_secret, reply.key.public)
-        sealed = seal_request(payload, self._target.key, self._donor_id, self._network)
-        stream = await self._connect()
-        is_whole = False
         try:
-            answer = _Answer(request, AnswerOpener(reply, request_digest(sealed)), self._peer_id)
-            # Beside the reading: a donor may refuse before it has read everything.
-            nursery.start_soon(answer.send_request, stream, FRAME_LENGTH.pack(len(sealed)) + sealed)
-            refusal = await answer.read(stream, inbox)
-            is_whole = refusal is None
-            return refusal
-        finally:  # also when the app has left: both run even while being cancelled
-            await (stream.aclose() if is_whole else stream.reset())
+            reply = ReplySecrets.generate()
+            sealed = self._seal(request, reply)
+            stream = await self._connect(exchange)
+            exchange.on(Input.OPENED, trio.current_time())
+            is_whole = False
+            try:
+                opener = AnswerOpener(reply, request_digest(sealed))
+                answer = _Answer(exchange, opener, self._peer_id)
+                # Beside the reading: a donor may refuse before it has read everything.
+                frame = FRAME_LENGTH.pack(len(sealed)) + sealed
+                nursery.start_soon(answer.send_request, stream, frame)
+                refusal = await answer.read(stream, inbox)
+                is_whole = refusal is None
+                return refusal
+            finally:  # also when the app has left: both run even while being cancelled
+                await (stream.aclose() if is_whole else stream.reset())
+        except TokenplaceError as error:
+            exchange.on(_input_of(error), trio.current_time())
+            raise
 
-    async def _connect(self) -> PeerStream:
-        with trio.move_on_after(defaults.CONNECT_TIMEOUT_S):
+    def _seal(self, request: GenerateRequest, reply: ReplySecrets) -> bytes:
+        payload = encode_request(
+            request, self._target.epoch, reply.resp_secret, reply.key.public, grease.DICE
+        )
+        return seal_request(payload, self._target.key, self._donor_id, self._network)
+
+    async def _connect(self, exchange: Exchange) -> PeerStream:
+        with trio.move_on_at(exchange.due_at(Limit.CONNECT)):
             return await self._open_stream()
-        raise ConnectFailed(f"it took over {defaults.CONNECT_TIMEOUT_S:g} s.")
+        raise _passed(Limit.CONNECT, exchange)
 
 
 class _Answer:
     """One answer being read."""
 
-    def __init__(self, request: GenerateRequest, opener: AnswerOpener, donor: str) -> None:
+    def __init__(self, exchange: Exchange, opener: AnswerOpener, donor: str) -> None:
+        self._exchange = exchange
         self._opener = opener
-        self._exchange = Exchange(request)
         self._donor = donor
-        self._deadlines = Deadlines(trio.current_time())
         self._scope = trio.CancelScope()
 
     async def send_request(self, stream: PeerStream, frame: bytes) -> None:
@@ -160,35 +181,44 @@ class _Answer:
             await stream.send_all(frame)
         except STREAM_GONE:
             return  # why is found by who reads
-        self._deadlines.on_bytes(trio.current_time())
-        self._scope.deadline = self._deadlines.next_at
+        if not self._exchange.is_ended:
+            self._exchange.touch(trio.current_time())  # the donor can only speak from now on
+            self._set_deadline()
 
     async def read(self, stream: PeerStream, inbox: Inbox) -> Refusal | None:
         """Hand events on until the answer is whole, or refused. Raises what ended it otherwise."""
-        self._scope.deadline = self._deadlines.next_at
+        self._set_deadline()
         with self._scope:  # one for the whole answer, moved with each read: cheaper than one a read
             while True:
                 data = await _receive(stream)
                 now = trio.current_time()
                 if data:
-                    self._deadlines.on_bytes(now)
+                    self._exchange.touch(now)
                     self._opener.receive_data(data)
                 else:
                     self._opener.receive_eof()
                 while (item := self._opener.next_item()) is not None:
                     if isinstance(item, RefusalBytes):
-                        return decode_refusal(item.payload)
+                        return self._take_refusal(item, now)
                     self._take_chunk(item, inbox, now)
                 if not data:
                     return None
-                self._scope.deadline = self._deadlines.next_at
-        raise self._deadlines.error(trio.current_time())
+                self._set_deadline()
+        raise _passed(self._exchange.next_limit(), self._exchange)
+
+    def _set_deadline(self) -> None:
+        self._scope.deadline = self._exchange.due_at(self._exchange.next_limit())
+
+    def _take_refusal(self, item: RefusalBytes, now: float) -> Refusal:
+        refusal = decode_refusal(item.payload)
+        is_outdated = isinstance(refusal.error, (UnknownKey, StaleEpoch))
+        self._exchange.on(Input.OUTDATED if is_outdated else Input.REFUSED, now)
+        return refusal
 
     def _take_chunk(self, chunk: Chunk, inbox: Inbox, now: float) -> None:
         frames = decode_frames(chunk.frames)
-        self._exchange.check_chunk(frames, is_final=chunk.is_final)
+        self._exchange.take_chunk(frames, now, is_final=chunk.is_final)
         for frame in frames:
-            self._deadlines.on_frame(frame, now)
             inbox.put(self._event(frame))
 
     def _event(self, frame: Frame) -> Event:
@@ -204,6 +234,31 @@ async def _receive(stream: PeerStream) -> bytes:
         return await stream.receive_some(defaults.READ_BYTES)
     except STREAM_GONE:
         raise ConnectionLost from None
+
+
+def _passed(limit: Limit, exchange: Exchange) -> TokenplaceError:
+    """A limit has passed: what that is to the app."""
+    exchange.on(limit, trio.current_time())
+    match limit:
+        case Limit.CONNECT:
+            return ConnectFailed(f"it took over {limit.seconds():g} s.")
+        case Limit.IDLE:
+            return DonorSilent(f"nothing came for {limit.seconds():g} s.")
+        case _:
+            return DeadlineExceeded("it was alive, but the answer did not get on.")
+
+
+def _input_of(error: TokenplaceError) -> Input:
+    """What an error is to the table that was raised before the exchange had ended."""
+    match error:
+        case ConnectFailed():
+            return Input.UNREACHABLE
+        case ConnectionLost():
+            return Input.GONE
+        case RemoteProtocolError():
+            return Input.WRONG
+        case _:
+            return Input.UNSENDABLE
 
 
 class Inbox(trio.abc.ReceiveChannel[Event]):

@@ -1,0 +1,153 @@
+"""What an engine, a wire and the circumstances may do to an exchange, as hypothesis strategies.
+Start at `SCRIPTS`, `MISHAPS` and `CIRCUMSTANCES`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import trio
+from hypothesis import strategies as st
+
+from tests.fakes import prompt_of
+from tests.peer.wild_wire import End, Item, Mishap
+from tokenplace.errors import DonorBusy, TokenplaceError
+from tokenplace.generation import (
+    Accepted,
+    Alive,
+    ChoiceEnd,
+    EogStop,
+    Event,
+    Finished,
+    GenerateRequest,
+    Phase,
+    Timings,
+    Tokens,
+    Usage,
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the engine answers one prompt. fails_at, requeued_at: before that token; None: never."""
+
+    accepts_after_s: float
+    n_tokens: int
+    interval_s: float
+    fails_at: int | None
+    error: Exception
+    requeued_at: int | None
+
+
+SCRIPTS = st.builds(
+    Script,
+    accepts_after_s=st.sampled_from([0.0, 0.0, 0.0, 3.0, 30.0]),
+    n_tokens=st.sampled_from([12, 7, 2, 1, 0]),
+    interval_s=st.sampled_from([0.0, 0.01, 0.3, 0.3, 3.0, 4.0, 12.0]),
+    fails_at=st.sampled_from([None, None, 0, 1, 5]),
+    error=st.sampled_from([DonorBusy(), RuntimeError(), TokenplaceError()]),
+    requeued_at=st.sampled_from([None, None, 0, 1, 5]),
+)
+
+
+class ScriptedEngine:
+    """Answers each prompt as its script says, with text that names the prompt."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[str, Script] = {}
+        self.n_asked: Counter[str] = Counter()
+        self.n_running = 0
+
+    @trio.as_safe_channel
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        prompt = prompt_of(request)
+        script = self.scripts[prompt]
+        self.n_asked[prompt] += 1
+        self.n_running += 1
+        try:
+            await trio.sleep(script.accepts_after_s)
+            yield Accepted(bytes(32), 5, 0, 4096, max(1, script.n_tokens), "tp/1", 10, 0)
+            for index in range(script.n_tokens):
+                if index == script.fails_at:
+                    raise script.error
+                if index == script.requeued_at:
+                    yield Alive(Phase.REQUEUED, 0.0, 1)
+                await trio.sleep(script.interval_s)
+                yield Tokens(0, index, (index,), (piece_of(prompt, index),))
+            end = (ChoiceEnd(0, EogStop(2)),)
+            yield Finished(end, Usage(5, 0, script.n_tokens), Timings(0, 0, 0))
+        finally:
+            self.n_running -= 1
+
+
+def piece_of(prompt: str, index: int) -> bytes:
+    return f"{prompt}.{index} ".encode()
+
+
+# ---------------------------------------------------------------- what the wire can do
+
+
+def garbled(position: int, bit: int) -> Mishap:
+    def garble(item: Item) -> list[Item]:
+        if isinstance(item, End):
+            return [item]
+        data = bytearray(item)
+        data[position % len(data)] ^= 1 << bit
+        return [bytes(data)]
+
+    return garble
+
+
+def truncated(n_bytes: int) -> Mishap:
+    return lambda item: [item if isinstance(item, End) else item[: n_bytes % len(item)]]
+
+
+def duplicated(item: Item) -> list[Item]:
+    return [item, item]
+
+
+def dropped(item: Item) -> list[Item]:
+    return []
+
+
+def cut_behind(end: End) -> Mishap:
+    return lambda item: [item, end]
+
+
+POSITIONS = st.integers(0, 5000) | st.integers(0, 40)
+MISHAPS: st.SearchStrategy[Mishap] = st.one_of(
+    st.builds(garbled, POSITIONS, st.integers(0, 7)),
+    st.builds(truncated, POSITIONS),
+    st.sampled_from([duplicated, dropped]),
+    st.builds(cut_behind, st.sampled_from(End)),
+)
+USUALLY = [True, True, True, True]
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """How things stand when a request is made.
+
+    connects: None never says. flows: whether the request and the answer pass by themselves.
+    mishaps: of the first pieces of either.
+    """
+
+    sealed_to: str
+    renewal: str
+    connects: bool | None
+    window: int
+    flows: tuple[bool, bool]
+    mishaps: tuple[list[Mishap], list[Mishap]]
+
+
+CIRCUMSTANCES = st.builds(
+    Circumstances,
+    sealed_to=st.sampled_from([*["good"] * 8, "stale epoch", "unknown key", "unusable key"]),
+    renewal=st.sampled_from(["good", "good", "none", "stale epoch", "hangs"]),
+    connects=st.sampled_from([*USUALLY, *USUALLY, False, None]),
+    window=st.sampled_from([700, 1 << 18]),
+    flows=st.tuples(*[st.sampled_from([*USUALLY, False])] * 2),
+    mishaps=st.tuples(*[st.just([]) | st.just([]) | st.lists(MISHAPS, max_size=3)] * 2),
+)
