@@ -176,11 +176,17 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     ("the first token is due #", (defaults.FIRST_TOKEN_ETA_FACTOR,)),
     ("eta + # s after `accepted`", (defaults.FIRST_TOKEN_GRACE_S,)),
+    ("no longer than # s without a token", (defaults.MAX_WAIT_S,)),
     ("at least one token every # s", (defaults.PROGRESS_TIMEOUT_S,)),
     ("The whole answer takes at most # s", (defaults.MAX_EXCHANGE_S,)),
     (
         "A donor waits # s for the whole request, then resets the stream, and # s for a requester",
         (defaults.REQUEST_TIMEOUT_S, defaults.WRITE_TIMEOUT_S),
+    ),
+    (
+        "Answers that run have # s to end; those that do not end with the error `finishing`, which "
+        "has # s",
+        (defaults.FINISH_GRACE_S, defaults.FINISH_NOTICE_S),
     ),
     # 7. gen/1 and tp/1
     ("nested at most # deep, of at most # strings", (gen1.MAX_DEPTH, defaults.MAX_BODY_PARTS)),
@@ -215,11 +221,13 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     ("With # running a new request", (defaults.RUNNING_PER_BUCKET,)),
     (
-        "# queued, # open streams, and # MiB for requests of more than # KiB",
+        "# queued, # open streams, and # MiB, of one bucket # MiB, for what has come of requests"
+        " beyond # KiB",
         (
             defaults.MAX_QUEUED,
             defaults.MAX_OPEN_EXCHANGES,
             defaults.MAX_LARGE_REQUESTS_BYTES / MIB,
+            defaults.LARGE_REQUESTS_BYTES_PER_BUCKET / MIB,
             defaults.SMALL_REQUEST_BYTES / KIB,
         ),
     ),

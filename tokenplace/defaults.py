@@ -52,6 +52,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 FIRST_TOKEN_ETA_FACTOR: Final = 3.0
 FIRST_TOKEN_GRACE_S: Final = 5.0
 PROGRESS_TIMEOUT_S: Final = 10.0
+# Whatever the donor says of its queue: 64 requests of 128 tokens at 70 tokens/s are two minutes.
+MAX_WAIT_S: Final = 300.0
 MAX_EXCHANGE_S: Final = 1800.0  # longest answer: 128k tokens at 70 tokens/s
 # A peer that stops: answers that run have so long to end, then so long to be told why they do not.
 # The rest of the 5 s promised is for closing.
@@ -95,6 +97,7 @@ CHUNK_RESERVE_BYTES: Final = 4 << 10
 # Larger requests share a budget while they are read: 256 exchanges of 4 MiB would be a gigabyte.
 SMALL_REQUEST_BYTES: Final = 64 << 10
 MAX_LARGE_REQUESTS_BYTES: Final = 64 << 20
+LARGE_REQUESTS_BYTES_PER_BUCKET: Final = 16 << 20  # four of the largest; nobody shuts others out
 # Of MAX_OPEN_EXCHANGES, those being read included.
 OPEN_PER_BUCKET: Final = RUNNING_PER_BUCKET + QUEUED_PER_BUCKET
 BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: about when the next place is free

@@ -38,6 +38,17 @@ def test_the_bucket_of_an_address(remote_ip: str, bucket: str) -> None:
     assert bucket_of(remote_ip) == bucket
 
 
+def test_one_bucket_cannot_hold_all_the_memory_for_large_requests() -> None:
+    admission = Admission()
+    hog, other = admission.open_nowait("203.0.113.7"), admission.open_nowait("198.51.100.7")
+    hog.hold(defaults.LARGE_REQUESTS_BYTES_PER_BUCKET)
+    with pytest.raises(DonorBusy):
+        admission.open_nowait("203.0.113.8").hold(1)
+    other.hold(1)
+    hog.release()
+    admission.open_nowait("203.0.113.8").hold(defaults.LARGE_REQUESTS_BYTES_PER_BUCKET)
+
+
 def queued(admission: Admission, remote_ip: str) -> Place:
     place = admission.open_nowait(remote_ip)
     place.queue_nowait()

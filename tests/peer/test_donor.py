@@ -154,11 +154,11 @@ async def test_a_busy_donor_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_large_requests_share_a_budget(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(defaults, "MAX_LARGE_REQUESTS_BYTES", 4 << 20)
-    large = FRAME_LENGTH.pack(4 << 20)
+    monkeypatch.setattr(defaults, "MAX_LARGE_REQUESTS_BYTES", 256 << 10)
+    large = FRAME_LENGTH.pack(4 << 20) + bytes(300 << 10)
     async with Lab(FakeEngine(piece_bytes=4096)).running() as lab:
         hog = await lab.open_stream()
-        await hog.send_all(large)
+        await hog.send_all(large[: 200 << 10])
         await trio.sleep(1)
         refusal = await refusal_of(lab, large)
         assert refusal.error.code is ErrorCode.BUSY
@@ -168,6 +168,18 @@ async def test_large_requests_share_a_budget(
         assert trio.current_time() == defaults.REQUEST_TIMEOUT_S
         # The budget is free again.
         assert isinstance((await lab.ask(make_request("x" * 100_000)))[-1], Finished)
+
+
+async def test_announcing_large_requests_takes_nothing_from_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with Lab(FakeEngine(piece_bytes=4096)).running() as lab:
+        for _ in range(2 * defaults.MAX_LARGE_REQUESTS_BYTES // defaults.MAX_REQUEST_FRAME_BYTES):
+            hog = await lab.open_stream()
+            await hog.send_all(FRAME_LENGTH.pack(defaults.MAX_REQUEST_FRAME_BYTES))
+        assert isinstance((await lab.ask(make_request("x" * 100_000)))[-1], Finished)
+        assert trio.current_time() < defaults.REQUEST_TIMEOUT_S
+        await lab.settled()
 
 
 @pytest.mark.parametrize("n_bytes", [0, 3, 4, 1000])

@@ -5,6 +5,8 @@ Start at `test_every_state_takes_what_the_table_says`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -288,6 +290,17 @@ def test_requeued_renews_it_also_after_tokens() -> None:
     exchange.take(REQUEUED, 25.0)
     alive_from(25.0, 35.0, exchange)
     assert next_due(exchange) == (Limit.FIRST_TOKEN, 25.0 + FIRST_TOKEN_S)
+
+
+@pytest.mark.parametrize("said", [replace(ACCEPTED, eta_ms=(1 << 32) - 1), REQUEUED])
+def test_nobody_waits_for_ever_whatever_a_donor_says(said: Frame) -> None:
+    exchange = asked(now=100.0)
+    if said is REQUEUED:
+        exchange.take(ACCEPTED, 100.0)
+    for now in range(100, 400, 5):
+        exchange.touch(now)
+        exchange.take(said if said is REQUEUED or now == 100 else ALIVE, now)
+    assert next_due(exchange) == (Limit.FIRST_TOKEN, 100.0 + defaults.MAX_WAIT_S)
 
 
 def test_then_a_token_every_ten_seconds() -> None:

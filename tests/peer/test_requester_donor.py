@@ -272,10 +272,10 @@ async def test_a_slow_app_never_slows_the_donor(autojump_clock: MockClock) -> No
 
 async def test_a_slow_app_does_not_pile_up_heartbeats(autojump_clock: MockClock) -> None:
     accepted = Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 200_000, 2)
-    async with Lab(Waiting((0.0, accepted), (300.0, DonorBusy()))).running() as lab:
+    async with Lab(Waiting((0.0, accepted), (250.0, DonorBusy()))).running() as lab:
         events: list[Event] = []
         with pytest.raises(DonorBusy):
-            await collect(lab, make_request(), events, wait_s=299)
+            await collect(lab, make_request(), events, wait_s=249)
     assert len(events) <= 2
 
 

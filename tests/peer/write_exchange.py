@@ -71,7 +71,8 @@ def length(limit: Limit) -> str:
     """How long a deadline is, in words."""
     if limit is Limit.FIRST_TOKEN:
         factor, grace_s = defaults.FIRST_TOKEN_ETA_FACTOR, defaults.FIRST_TOKEN_GRACE_S
-        return f"{factor:g} \N{MULTIPLICATION SIGN} eta + {grace_s:g} s"
+        wait_s = f"{defaults.MAX_WAIT_S:g} s without a token"
+        return f"{factor:g} \N{MULTIPLICATION SIGN} eta + {grace_s:g} s, at most {wait_s}"
     return f"{limit.seconds():,g} s"
 
 

@@ -64,6 +64,7 @@ class Admission:
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, _Stage]] = Counter()
         self._totals: Counter[_Stage] = Counter()
+        self._held_bytes: Counter[str] = Counter()
 
     @property
     def n_open(self) -> int:
@@ -97,6 +98,19 @@ class Admission:
         ):
             raise DonorBusy(retry_after_s=defaults.BUSY_RETRY_AFTER_S)
 
+    def _hold(self, bucket: str, n_bytes: int) -> None:
+        if (
+            self._held_bytes.total() + n_bytes > defaults.MAX_LARGE_REQUESTS_BYTES
+            or self._held_bytes[bucket] + n_bytes > defaults.LARGE_REQUESTS_BYTES_PER_BUCKET
+        ):
+            raise DonorBusy(retry_after_s=defaults.BUSY_RETRY_AFTER_S)
+        self._held_bytes[bucket] += n_bytes
+
+    def _let_go(self, bucket: str, n_bytes: int) -> None:
+        self._held_bytes[bucket] -= n_bytes
+        if not self._held_bytes[bucket]:
+            del self._held_bytes[bucket]
+
     def _move(self, bucket: str, old: _Stage | None, new: _Stage | None) -> None:
         if old is not None:
             self._totals[old] -= 1
@@ -115,7 +129,16 @@ class Place:
         self._admission = admission
         self._bucket = bucket
         self._stage: _Stage | None = None
+        self._n_bytes = 0
         self._go(_Stage.OPEN)
+
+    def hold(self, n_bytes: int) -> None:
+        """So many more bytes of a large request have come, and are kept until it is queued or over.
+
+        What was only announced costs nothing, so it takes nothing. Raises `DonorBusy`.
+        """
+        self._admission._hold(self._bucket, n_bytes)
+        self._n_bytes += n_bytes
 
     def queue_nowait(self) -> None:
         """The request was read and opened. Raises `DonorBusy`."""
@@ -135,3 +158,5 @@ class Place:
     def _go(self, stage: _Stage | None) -> None:
         self._admission._move(self._bucket, self._stage, stage)
         self._stage = stage
+        self._admission._let_go(self._bucket, self._n_bytes)
+        self._n_bytes = 0

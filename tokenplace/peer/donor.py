@@ -123,7 +123,6 @@ class Donor:
         self._signed_keys = signed_keys
         self._signed_live = signed_live
         self._clock = clock
-        self._large_requests_bytes = 0
         self._running = Running()
 
     async def finish(self) -> None:
@@ -156,7 +155,7 @@ class Donor:
 
     async def _serve(self, stream: PeerStream, exchange: Exchange, place: Place) -> None:
         try:
-            sealed = await self._read_request(stream, exchange)
+            sealed = await self._read_request(stream, exchange, place)
             if sealed is None:
                 return
             request, sealer = self._open(sealed, place)
@@ -175,32 +174,20 @@ class Donor:
 
     # ------------------------------------------------------------ the request
 
-    async def _read_request(self, stream: PeerStream, exchange: Exchange) -> bytes | None:
+    async def _read_request(
+        self, stream: PeerStream, exchange: Exchange, place: Place
+    ) -> bytes | None:
         """The sealed frame; None when the requester went away or took too long. Raises
         `RequestTooBig` or `DonorBusy`.
         """
         what: Input | Limit = Limit.REQUEST
         with trio.move_on_at(exchange.due_at(Limit.REQUEST)):
             try:
-                return await self._receive_request(stream)
+                return await _receive_request(stream, place)
             except STREAM_GONE:
                 what = Input.GONE
         exchange.on(what, trio.current_time())
         return None
-
-    async def _receive_request(self, stream: PeerStream) -> bytes:
-        (length,) = FRAME_LENGTH.unpack(await receive_exactly(stream, FRAME_LENGTH.size))
-        if length > defaults.MAX_REQUEST_FRAME_BYTES:
-            raise RequestTooBig
-        if length <= defaults.SMALL_REQUEST_BYTES:
-            return await receive_exactly(stream, length)
-        if self._large_requests_bytes + length > defaults.MAX_LARGE_REQUESTS_BYTES:
-            raise DonorBusy(retry_after_s=defaults.BUSY_RETRY_AFTER_S)
-        self._large_requests_bytes += length
-        try:
-            return await receive_exactly(stream, length)
-        finally:
-            self._large_requests_bytes -= length
 
     def _open(self, sealed: bytes, place: Place) -> tuple[RequestMap, AnswerSealer]:
         """Everything that is checked before an answer can be sealed. Raises one of `REFUSALS`."""
@@ -265,6 +252,21 @@ class Donor:
             return self._generators()[request.artifact]
         except KeyError:
             raise ModelNotOffered from None
+
+
+async def _receive_request(stream: PeerStream, place: Place) -> bytes:
+    """The frame without its length. Raises `RequestTooBig` and `DonorBusy`, and what a stream that
+    is gone raises.
+    """
+    (length,) = FRAME_LENGTH.unpack(await receive_exactly(stream, FRAME_LENGTH.size))
+    if length > defaults.MAX_REQUEST_FRAME_BYTES:
+        raise RequestTooBig
+    received = bytearray(await receive_exactly(stream, min(length, defaults.SMALL_REQUEST_BYTES)))
+    while len(received) < length:
+        n_bytes = min(defaults.READ_BYTES, length - len(received))
+        place.hold(n_bytes)
+        received += await receive_exactly(stream, n_bytes)
+    return bytes(received)
 
 
 class _Answer:

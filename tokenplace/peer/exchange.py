@@ -228,7 +228,7 @@ class Exchange:
         """table: `REQUESTER` or `DONOR`."""
         self.state = next(iter(table))
         self._table = table
-        self._moved_at = self._asked_at = self._touched_at = now
+        self._moved_at = self._asked_at = self._touched_at = self._progressed_at = now
         self._max_new = defaults.MAX_NEW_TOKENS
         self._eta_ms = 0
         self._n_tokens = 0
@@ -254,7 +254,9 @@ class Exchange:
         if what not in _HEARTBEATS:
             self._moved_at = now
         if what in (Input.OPENED, Input.REQUEST):
-            self._asked_at = self._touched_at = now
+            self._asked_at = self._touched_at = self._progressed_at = now
+        elif what is Input.TOKENS:
+            self._progressed_at = now
 
     def _next(self, what: Input | Limit) -> State:
         state = self._table.get(self.state, {}).get(what)
@@ -325,7 +327,10 @@ class Exchange:
                 start = self._asked_at
             case _:
                 start = self._moved_at
-        return start + limit.seconds(self._eta_ms)
+        due_at = start + limit.seconds(self._eta_ms)
+        if limit is Limit.FIRST_TOKEN:
+            due_at = min(due_at, self._progressed_at + defaults.MAX_WAIT_S)
+        return due_at
 
     def next_limit(self) -> Limit:
         """The limit that passes first, of those that run in the present state; of two at the same

@@ -44,7 +44,8 @@ SHRUNK: Final[dict[str, float]] = {
     "ACCEPT_TIMEOUT_S": 4.0,
     "FIRST_TOKEN_GRACE_S": 4.0,
     "PROGRESS_TIMEOUT_S": 4.0,
-    "MAX_EXCHANGE_S": 6.0,
+    "MAX_WAIT_S": 6.0,
+    "MAX_EXCHANGE_S": 20.0,
     "MAX_ANSWER_BYTES": 64 << 10,
 }
 
