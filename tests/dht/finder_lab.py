@@ -12,7 +12,6 @@ import trio
 
 from tests.dht.donating import NETWORK, NOW, TINY_MODEL, Donor, identity_of
 from tests.peer.memory import stream_pair
-from tokenplace import defaults
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
 from tokenplace.dht.finder import Finder, FindResult, open_finder
@@ -106,9 +105,11 @@ class Network:
     def on_provided(self, told: Callable[[str], None]) -> None:
         self.provided = told
 
-    async def find_providers(self, key: bytes, *, enough: int, soft_s: float) -> ProviderSearch:
+    async def find_providers(
+        self, key: bytes, *, enough: int, soft_s: float, is_thorough: bool = False
+    ) -> ProviderSearch:
         await trio.sleep(0.1)
-        is_whole = soft_s > defaults.WALK_SOFT_S or not self.is_cut_short
+        is_whole = is_thorough or not self.is_cut_short
         named = [*self.in_dht, *(self.at_the_end if is_whole else ())]
         providers = tuple(PeerAddrs(peer, tuple(self.donors[peer].addrs)) for peer in named)
         return ProviderSearch(providers[:enough], complete=is_whole)

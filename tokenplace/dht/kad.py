@@ -18,6 +18,7 @@ Records are hints: who they name, and where, is only claimed. Values do not exis
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -42,7 +43,8 @@ from tokenplace.peer.host import PeerHost
 class ProviderSearch:
     """What one search found.
 
-    providers: each once, this peer left out; of each, the addresses named most often first.
+    providers: each once, those whom most servers named first, this peer left out; of each, the
+    addresses named most often first.
     complete: the walk ended by itself, so nobody who answered knows of another provider.
     """
 
@@ -70,10 +72,10 @@ async def open_kad(
     """
     protocol = defaults.DHT_PROTOCOL.format(network=network)
     table = PeerTable(host.peer_id)
-    members = Members(host, protocol, table, clock, allow_private=allow_private)
     store = ProviderStore()
-    kad = Kad(host, protocol, table, members, store, clock, addrs or host.addrs)
     async with open_background() as nursery:
+        members = Members(host, protocol, table, nursery, clock, allow_private=allow_private)
+        kad = Kad(host, protocol, table, members, store, clock, addrs or host.addrs)
         nursery.start_soon(kad._refresh_forever)
         nursery.start_soon(members.recheck_forever)
         for _ in range(defaults.ALPHA):
@@ -249,14 +251,16 @@ class Kad:
         self,
         key: bytes,
         *,
-        enough: int = defaults.K,
+        enough: int = defaults.MAX_PROVIDERS_PER_KEY,
         deadline_s: float = defaults.WALK_TIMEOUT_S,
-        soft_s: float = 1.5,
+        soft_s: float = defaults.WALK_SOFT_S,
+        is_thorough: bool = False,
     ) -> ProviderSearch:
         """Who announced `key`, asked of the network each time.
 
         Ends when the walk does, when `enough` are known, after `soft_s` with any, or after
-        `deadline_s`.
+        `deadline_s`; also when `ENOUGH_ANSWERS` of the closest have answered and any are known,
+        unless it is to be thorough.
         """
         found = _Found(self._host.peer_id, enough)
         found.add(self._members.reachable(self._store.get(key, self._clock())))
@@ -279,16 +283,30 @@ class Kad:
         complete = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop_early, nursery.cancel_scope)
-            result = await self._walk(key, ask, deadline_s)
+            result = await self._walk(
+                key, ask, deadline_s, lambda: found.has_any.is_set() and not is_thorough
+            )
             complete = result.complete
             nursery.cancel_scope.cancel()
         return ProviderSearch(found.providers(), complete)
 
     async def _walk(
-        self, key: bytes, ask: Ask, deadline_s: float = defaults.WALK_TIMEOUT_S
+        self,
+        key: bytes,
+        ask: Ask,
+        deadline_s: float = defaults.WALK_TIMEOUT_S,
+        is_satisfied: Callable[[], bool] = lambda: False,
     ) -> WalkResult:
-        seeds = self._table.closest(key, defaults.K)
-        return await walk(key, seeds, ask, me=self._host.peer_id, deadline_s=deadline_s)
+        return await walk(
+            key,
+            self._table.closest(key, defaults.K),
+            ask,
+            me=self._host.peer_id,
+            deadline_s=deadline_s,
+            is_near=self._host.is_connected,
+            is_doubtful=self._members.is_doubtful,
+            is_satisfied=is_satisfied,
+        )
 
     def _ask_closer(self, key: bytes) -> Ask:
         message = Message(type=Message.FIND_NODE, key=key)
@@ -303,9 +321,12 @@ class Kad:
 
     async def _refresh_forever(self) -> None:
         while True:
-            await trio.sleep(defaults.TABLE_REFRESH_S)
+            # Jittered and few at a time: peers that came together must not look around together.
+            await trio.sleep(defaults.TABLE_REFRESH_S * random.uniform(0.75, 1.25))
             self._store.drop_expired(self._clock())
-            await self._members.probe_all(self._table.least_recently_heard(defaults.K))
+            await self._members.probe_all(
+                self._table.least_recently_heard(defaults.K), n_at_once=defaults.ALPHA
+            )
             await self.refresh()
 
 
@@ -317,11 +338,14 @@ class _Found:
     enough: int
     has_any: trio.Event = field(default_factory=trio.Event)
     has_enough: trio.Event = field(default_factory=trio.Event)
+    _n_named: Counter[str] = field(default_factory=Counter)
     _addrs: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, providers: Iterable[PeerAddrs]) -> None:
-        for provider in providers:
+        """Take what one server said; it has one voice, however often it repeats itself."""
+        for provider in {provider.peer_id: provider for provider in providers}.values():
             if provider.peer_id != self.me:
+                self._n_named[provider.peer_id] += 1
                 self._addrs.setdefault(provider.peer_id, Counter()).update(provider.addrs)
         if self._addrs:
             self.has_any.set()
@@ -331,7 +355,10 @@ class _Found:
     def providers(self) -> tuple[PeerAddrs, ...]:
         return tuple(
             PeerAddrs(
-                peer_id, tuple(addr for addr, _ in addrs.most_common(defaults.MAX_PEER_ADDRS))
+                peer_id,
+                tuple(
+                    addr for addr, _ in self._addrs[peer_id].most_common(defaults.MAX_PEER_ADDRS)
+                ),
             )
-            for peer_id, addrs in self._addrs.items()
+            for peer_id, _ in self._n_named.most_common()
         )

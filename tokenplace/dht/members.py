@@ -8,7 +8,9 @@ every server's table); answering a question does, so that those who can only ask
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
@@ -33,14 +35,19 @@ class Members:
         host: PeerHost,
         protocol: str,
         table: PeerTable,
+        nursery: trio.Nursery,
         clock: Callable[[], float],
         *,
         allow_private: bool,
     ) -> None:
-        """allow_private: whether private addresses that strangers name may be dialled."""
+        """
+        nursery: where queries end that nobody waits for. allow_private: whether private addresses
+        that strangers name may be dialled.
+        """
         self._host = host
         self._protocol = protocol
         self._table = table
+        self._nursery = nursery
         self._clock = clock
         self._allow_private = allow_private
         self._turns = Turns(defaults.DHT_QUERIES_PER_PEER)
@@ -48,6 +55,11 @@ class Members:
             defaults.MAX_DHT_STREAMS
         )
         self._not_servers: dict[str, float] = {}
+        self._doubted_until: dict[str, float] = {}
+
+    def is_doubtful(self, peer_id: str) -> bool:
+        """Did this peer, member or not, fail to answer lately?"""
+        return self._doubted_until.get(peer_id, 0.0) > trio.current_time()
 
     def reachable(self, peers: Iterable[PeerAddrs]) -> list[PeerAddrs]:
         """What strangers said of `peers`, cut to addresses that may be dialled on their word."""
@@ -65,17 +77,33 @@ class Members:
         return answer.message if answer is not None else None
 
     async def _ask(self, peer: PeerAddrs, message: Message) -> Answer | None:
+        # In a task of its own: a walk that goes on without a silent peer is cancelled here before
+        # the silence has lasted long enough to count, and would meet it again every time.
+        asked = _Query()
+        self._nursery.start_soon(self._run, peer, message, asked)
+        await asked.is_done.wait()
+        return asked.answer
+
+    async def _run(self, peer: PeerAddrs, message: Message, asked: _Query) -> None:
         asked_at = trio.current_time()
         try:
             async with self._turns.turn(peer.peer_id):
                 asked_at = trio.current_time()
-                answer = await query(self._host, self._protocol, peer, message)
+                asked.answer = await query(self._host, self._protocol, peer, message)
         except QueryFailed as error:
             log.debug("query to %s: %s", peer.peer_id, error)
             self._table.note_failed(peer.peer_id, asked_at=asked_at, now=trio.current_time())
-            return None
-        self._table.note_answered(peer.peer_id)
-        return answer
+            self._doubt(peer.peer_id)
+        else:
+            self._table.note_answered(peer.peer_id)
+            self._doubted_until.pop(peer.peer_id, None)
+        asked.is_done.set()
+
+    def _doubt(self, peer_id: str) -> None:
+        self._doubted_until.pop(peer_id, None)
+        self._doubted_until[peer_id] = trio.current_time() + defaults.DOUBT_S
+        while len(self._doubted_until) > defaults.MAX_DOUBTED:
+            del self._doubted_until[next(iter(self._doubted_until))]
 
     async def take_back(
         self, holder: PeerAddrs, keys: list[bytes], limiter: trio.CapacityLimiter
@@ -106,14 +134,16 @@ class Members:
         self._table.add(PeerAddrs(peer.peer_id, addrs[: defaults.MAX_PEER_ADDRS]), answer.remote_ip)
         return True
 
-    async def probe_all(self, peers: Iterable[PeerAddrs]) -> int:
-        """Probe everybody at once; how many answered."""
+    async def probe_all(self, peers: Iterable[PeerAddrs], n_at_once: float = math.inf) -> int:
+        """Probe everybody, all at once unless said otherwise; how many answered."""
         n_answered = 0
+        limiter = trio.CapacityLimiter(n_at_once)
 
         async def probe(peer: PeerAddrs) -> None:
             nonlocal n_answered
-            has_answered = await self.probe(peer)  # not in the sum: that would read it too early
-            n_answered += has_answered
+            async with limiter:
+                has_answered = await self.probe(peer)
+            n_answered += has_answered  # not awaited in here: the sum would be read too early
 
         async with trio.open_nursery() as nursery:
             for peer in peers:
@@ -124,7 +154,7 @@ class Members:
         """See whether those who failed once are back, or leave the table."""
         while True:
             await trio.sleep(defaults.RECHECK_S)
-            await self.probe_all(self._table.doubtful()[: defaults.K])
+            await self.probe_all(self._table.doubtful()[: defaults.K], n_at_once=defaults.ALPHA)
 
     # ------------------------------------------------------------ those who ask us
 
@@ -149,3 +179,11 @@ class Members:
         async for peer_id in self._suspects_out:
             if await self.probe(PeerAddrs(peer_id, ())):
                 self._not_servers.pop(peer_id, None)
+
+
+@dataclass(slots=True)
+class _Query:
+    """One query, shared by who waits and who runs it."""
+
+    is_done: trio.Event = field(default_factory=trio.Event)
+    answer: Answer | None = None

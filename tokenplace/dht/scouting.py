@@ -99,7 +99,10 @@ class Scout:
             if not found.complete and not await self._becomes(is_enough):
                 async with lane.walks:
                     found = await self.kad.find_providers(
-                        key, enough=defaults.MAX_PROVIDERS_MET, soft_s=defaults.FIND_TIMEOUT_S
+                        key,
+                        enough=defaults.MAX_PROVIDERS_MET,
+                        soft_s=defaults.FIND_TIMEOUT_S,
+                        is_thorough=True,
                     )
                 nursery.start_soon(ask_all, found.providers)
             ended.append(found.complete)
