@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,11 +26,24 @@ class Row:
     ok: bool | None
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """`--json FILE` and `--quick`, the same for every benchmark."""
+def parse_arguments(
+    description: str,
+    *,
+    has_scale: bool = False,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """`--json FILE` and `--quick`, the same for every benchmark; `--scale SHARE` in its place for
+    one whose size may be chosen. `add_options` adds what only one has.
+    """
     parser = argparse.ArgumentParser(description=description)
+    add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, within 2 minutes")
+    if has_scale:
+        parser.add_argument("--scale", type=float, default=1.0, metavar="SHARE", help="do so much")
+    else:
+        parser.add_argument(
+            "--quick", action="store_true", help="fewer repetitions, within 2 minutes"
+        )
     return parser.parse_args()
 
 
