@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -123,6 +124,7 @@ async def open_peer() -> AsyncIterator[Peer]:
     """Start the measured peer; it ends with the block, or with this process."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "benchmarks.soak_peer"],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -331,7 +333,7 @@ def print_courses(courses: Sequence[Course]) -> None:
     """A row for each round, and the verdict of each phase."""
     title = "a serving peer, idle, after each tenth"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-    for column in ("phase", "done", "tasks", "descriptors", "streams", "memory, MB", "flat"):
+    for column in ("phase", "done", "tasks", "descriptors", "streams", "MB", "flat"):
         table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
     for course in courses:
         verdict = "NO" if course.faults() else "yes"
