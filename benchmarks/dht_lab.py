@@ -178,6 +178,5 @@ async def open_lab(n_peers: int, *, is_stock: bool, seed: int) -> AsyncIterator[
         for _ in range(n_peers):
             await lab.add()
         yield lab
-        for member in lab.living:
-            member.leaving.set()
+        gc.unfreeze()
         nursery.cancel_scope.cancel()

@@ -29,8 +29,8 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("first frame has not arrived within # s", (defaults.FIRST_FRAME_TIMEOUT_S,)),
     ("holds at most # connections in each", (defaults.MAX_CONNECTIONS,)),
     (
-        "takes at most # inbound, and after # new ones # a second; of a loopback address #, and "
-        "after # new ones # a second.",
+        "takes at most # inbound, as many more in their handshake, and after # new ones # a "
+        "second; of a loopback address #, and after # new ones # a second.",
         (
             defaults.MAX_CONNECTIONS_PER_IP,
             defaults.CONNECT_BURST,
@@ -41,6 +41,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         ),
     ),
     ("At most # are in their handshake", (defaults.MAX_GREETING,)),
+    ("idle for longest, if for # s.", (defaults.IDLE_BEFORE_LEAVING_S,)),
     ("When all # inbound places are taken", (defaults.MAX_CONNECTIONS,)),
     ("not dialled any more after # failed dials", (defaults.FAILED_DIALS,)),
     (

@@ -136,7 +136,11 @@ LIVE_REFRESH_S: Final = 5.0  # a `live` is made anew at most so often
 
 # In each direction, 60 KB each; a DHT server in a network of thousands holds about 100.
 MAX_CONNECTIONS: Final = 256
-MAX_CONNECTIONS_PER_IP: Final = 8  # inbound, per IPv4 address or IPv6 /56: go-libp2p's figures
+# Inbound and open, per IPv4 address or IPv6 /56: go-libp2p's figures. As many more in their
+# handshake.
+MAX_CONNECTIONS_PER_IP: Final = 8
+# One of them goes for the next peer of a university once it has been idle for so long.
+IDLE_BEFORE_LEAVING_S: Final = 10.0
 # Inbound, per loopback address. All peers of a demo or a benchmark of 100 peers, with two hosts
 # each, come from one; a quarter of all places stays for others.
 MAX_LOOPBACK_CONNECTIONS: Final = 192

@@ -182,6 +182,20 @@ async def test_every_key_is_provided_and_again_in_time(
         assert kad.provided_since(2) == keys_of(alice, NOW)
 
 
+async def test_after_a_sleep_in_which_its_records_ended_a_donor_is_announced_at_once(
+    alice: Donor, autojump_clock: MockClock
+) -> None:
+    slept_s = 0.0
+    announcer = alice.announcer()
+    announcer.clock = lambda: trio.current_time() + slept_s
+    kad = FakeKad()
+    async with open_announcer(announcer, kad):
+        await trio.sleep(2)
+        slept_s = 8 * 3600.0
+        await trio.sleep(2)
+        assert kad.provided_since(2) == keys_of(alice, NOW)
+
+
 async def test_unconfirmed_keys_are_retried_ever_less_often_until_confirmed(
     alice: Donor, autojump_clock: MockClock
 ) -> None:

@@ -161,6 +161,9 @@ async def test_joining_goes_on_until_somebody_answers() -> None:
         assert joiner.status().state is JoinState.JOINING
         await wait_until(lambda: identity.peer_id in joiner.status().reasons)
         assert "none of the 1 peers in test answered" in joiner.status().text
+        (reason,) = joiner.status().reasons.values()
+        assert reason.endswith("Connection refused")
+        assert "donor" not in reason
         async with (
             open_host(identity, listen=[f"/ip4/127.0.0.1/tcp/{port}"]) as host,
             open_kad(host, network=NETWORK, server=True),

@@ -206,6 +206,36 @@ async def test_what_was_found_is_not_held_back_by_silent_peers() -> None:
         assert trio.current_time() - start < defaults.QUERY_TIMEOUT_S
 
 
+async def test_a_silent_peer_is_found_out_though_nobody_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "QUERY_TIMEOUT_S", 1.0)
+    async with open_dht(3) as dht, open_silent_port() as silent:
+        await dht.servers[1].kad.provide(KEY)
+        client = await dht.add_client()
+        ghost = PeerAddrs(throwaway_identity().peer_id, (f"/ip4/127.0.0.1/tcp/{silent}",))
+        client.kad._table.add(ghost, "127.0.0.1")
+        assert (await client.kad.find_providers(KEY, soft_s=0.0)).providers
+        await wait_until(lambda: client.kad._members.is_doubtful(ghost.peer_id))
+        assert ghost.peer_id not in client.kad.peers()
+        assert not client.kad._members.is_doubtful(dht.servers[1].host.peer_id)
+
+
+async def test_whom_most_servers_name_comes_first() -> None:
+    async with open_dht(4) as dht:
+        await dht.servers[2].kad.provide(KEY)
+        for number in range(5):
+            squatter = PeerAddrs(
+                throwaway_identity().peer_id, (f"/ip4/127.0.0.1/tcp/{number + 1}",)
+            )
+            dht.servers[0].kad._store.add(KEY, squatter, "127.0.0.1", dht.clock())
+        client = await dht.add_client()
+        found = await client.kad.find_providers(KEY, is_thorough=True)
+        assert found.complete
+        assert len(found.providers) == 6
+        assert found.providers[0].peer_id == dht.servers[2].host.peer_id
+
+
 async def test_the_table_takes_the_address_a_peer_has_now() -> None:
     async with open_dht(2) as dht:
         alice, bob = dht.servers

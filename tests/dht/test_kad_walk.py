@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+import pytest
 import trio
 from libp2p.peer.id import ID
 from trio.testing import MockClock
@@ -15,6 +16,7 @@ from tokenplace.dht.walk import walk
 
 KEY = b"k" * 32
 ME = ID(b"me").to_base58()
+SLOW_S = 2.0
 
 
 def peer(number: int) -> PeerAddrs:
@@ -29,13 +31,28 @@ def distance(one: PeerAddrs) -> int:
 class Network:
     """`n_peers` peers, each knowing 10 near itself and 10 half as far from the key."""
 
-    def __init__(self, n_peers: int, *, silent: Iterable[int] = (), delay_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        n_peers: int,
+        *,
+        silent: Iterable[int] = (),
+        slow: Iterable[int] = (),
+        delay_s: float = 0.05,
+    ) -> None:
+        """silent, slow: ranks by distance; slow ones answer after `SLOW_S`."""
         self.by_distance = sorted((peer(number) for number in range(n_peers)), key=distance)
-        self.silent = {self.by_distance[rank].peer_id for rank in silent}
+        self.silent = self.ids(silent)
+        self.slow = self.ids(slow)
         self.delay_s = delay_s
         self.asked: list[PeerAddrs] = []
         self.n_in_flight = 0
         self.max_in_flight = 0
+
+    def ids(self, ranks: Iterable[int]) -> set[str]:
+        return {self.by_distance[rank].peer_id for rank in ranks}
+
+    def ids_asked(self) -> set[str]:
+        return {one.peer_id for one in self.asked}
 
     async def ask(self, one: PeerAddrs) -> list[PeerAddrs] | None:
         self.asked.append(one)
@@ -45,7 +62,7 @@ class Network:
             if one.peer_id in self.silent:
                 await trio.sleep(defaults.QUERY_TIMEOUT_S)
                 return None
-            await trio.sleep(self.delay_s)
+            await trio.sleep(SLOW_S if one.peer_id in self.slow else self.delay_s)
         finally:
             self.n_in_flight -= 1
         rank = [known.peer_id for known in self.by_distance].index(one.peer_id)
@@ -83,10 +100,109 @@ async def test_silent_peers_are_passed_by(autojump_clock: MockClock) -> None:
 
 
 async def test_a_silent_peer_holds_up_nobody_else(autojump_clock: MockClock) -> None:
-    network = Network(30, silent=[0])
+    network = Network(30, silent=range(8))
     start = trio.current_time()
-    await walk(KEY, network.by_distance, network.ask, me=ME, deadline_s=60)
-    assert trio.current_time() - start < defaults.QUERY_TIMEOUT_S + 1
+    result = await walk(KEY, network.by_distance, network.ask, me=ME, deadline_s=60)
+    # Six at once wait for eight in two rounds; the others answer at their pace.
+    assert trio.current_time() - start == pytest.approx(2 * defaults.PATIENCE_S, abs=0.3)
+    assert result.complete
+    assert len(result.closest) == defaults.K
+
+
+async def test_a_slow_peer_is_waited_for_while_there_are_few(autojump_clock: MockClock) -> None:
+    network = Network(5, slow=[0])
+    result = await walk(KEY, network.by_distance, network.ask, me=ME, deadline_s=60)
+    assert result.complete
+    assert result.closest == tuple(network.by_distance)
+
+
+async def test_where_everybody_is_slow_nobody_is_passed_over_for_it(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(200, slow=range(200))
+    result = await walk(KEY, network.by_distance[-3:], network.ask, me=ME, deadline_s=60)
+    assert result.complete
+    assert result.closest == tuple(network.by_distance[: defaults.K])
+    assert network.max_in_flight <= defaults.ALPHA
+
+
+async def test_silent_peers_without_end_are_not_all_asked_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(200, silent=range(200))
+    await walk(KEY, network.by_distance, network.ask, me=ME, deadline_s=10)
+    assert defaults.ALPHA < network.max_in_flight <= defaults.MAX_WALK_QUERIES
+
+
+async def test_who_did_not_answer_lately_is_not_asked_while_there_are_others(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(60, silent=range(3))
+    start = trio.current_time()
+    result = await walk(
+        KEY,
+        network.by_distance,
+        network.ask,
+        me=ME,
+        deadline_s=60,
+        is_doubtful=network.silent.__contains__,
+    )
+    assert result.complete
+    assert result.closest == tuple(network.by_distance[3 : 3 + defaults.K])
+    assert not network.silent & network.ids_asked()
+    assert trio.current_time() - start < defaults.PATIENCE_S
+
+
+async def test_who_did_not_answer_lately_is_asked_when_nobody_else_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(2 + 2 * defaults.ALPHA)
+    is_doubtful = network.ids([0, 1]).__contains__
+    result = await walk(
+        KEY, network.by_distance, network.ask, me=ME, deadline_s=60, is_doubtful=is_doubtful
+    )
+    assert result.closest == tuple(network.by_distance)
+    assert {one.peer_id for one in network.asked[-2:]} == network.ids([0, 1])
+
+
+async def test_of_the_closest_those_connected_are_asked_first(autojump_clock: MockClock) -> None:
+    network = Network(100)
+    connected = network.ids([7, 12, 19, 20, 50])
+    await walk(
+        KEY,
+        network.by_distance,
+        network.ask,
+        me=ME,
+        deadline_s=60,
+        is_near=connected.__contains__,
+    )
+    first = {one.peer_id for one in network.asked[: defaults.ALPHA]}
+    assert first == network.ids([7, 12, 19, 0, 1, 2])
+
+
+async def test_a_satisfied_walk_ends_when_enough_of_the_closest_have_answered(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network(500, silent=[1, 3])
+    start = trio.current_time()
+    result = await walk(
+        KEY, network.by_distance[-3:], network.ask, me=ME, deadline_s=60, is_satisfied=lambda: True
+    )
+    assert not result.complete
+    answered = network.ids(range(defaults.K)) & {one.peer_id for one in result.closest}
+    assert len(answered) >= defaults.ENOUGH_ANSWERS, "not just any that came first"
+    assert trio.current_time() - start < defaults.PATIENCE_S, "nobody waited for the silent ones"
+
+
+async def test_a_satisfied_walk_waits_for_no_slow_peer_among_few(autojump_clock: MockClock) -> None:
+    network = Network(4, silent=[0])
+    start = trio.current_time()
+    result = await walk(
+        KEY, network.by_distance, network.ask, me=ME, deadline_s=60, is_satisfied=lambda: True
+    )
+    assert result.closest == tuple(network.by_distance[1:])
+    assert not result.complete
+    assert trio.current_time() - start == pytest.approx(defaults.PATIENCE_S, abs=0.1)
 
 
 async def test_the_deadline_is_kept_and_told(autojump_clock: MockClock) -> None:

@@ -94,6 +94,30 @@ async def test_who_is_dialled_back_serves_from_then_on() -> None:
         await wait_until(lambda: bobs_kad.peers() == [alice.host.peer_id], WAIT_S)
 
 
+async def test_after_a_long_sleep_everything_is_proven_anew() -> None:
+    slept_s = 0.0
+    async with (
+        open_neighbour() as (bob, _),
+        open_host(throwaway_identity(), listen=[LOOPBACK]) as host,
+        open_prober(
+            host,
+            NETWORK,
+            policy(),
+            lambda line: None,
+            allow_private=True,
+            clock=lambda: trio.current_time() + slept_s,
+        ) as (prober, kad),
+    ):
+        await host.connect(bob.peer_id, bob.addrs())
+        await wait_until(lambda: kad.is_server, WAIT_S)
+        await host.disconnect(bob.peer_id)
+        slept_s = 8 * 3600.0
+        assert prober.announced() == []
+        await wait_until(lambda: not kad.is_server, WAIT_S)
+        await host.connect(bob.peer_id, bob.addrs())
+        await wait_until(lambda: kad.is_server and prober.announced() == host.addrs(), WAIT_S)
+
+
 async def test_who_was_met_as_a_client_is_known_as_a_server_at_once() -> None:
     async with open_neighbour() as (bob, bobs_kad), open_newcomer(policy()) as alice:
         assert await alice.kad.join([(bob.peer_id, bob.addrs())]) == 1

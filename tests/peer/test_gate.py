@@ -57,7 +57,7 @@ class Door:
     def open(self, ip: str, now: float = 0.0) -> Seat | None:
         """Enter and shake hands; idle from then on."""
         seat = self.enter(ip, now)
-        if seat is None or not self.gate.settle(seat, self.idle_since):
+        if seat is None or not self.gate.settle(seat, self.idle_since, now):
             return None
         self.idle_since[seat] = now
         return seat
@@ -67,12 +67,39 @@ def test_one_address_has_so_many_connections_and_others_more() -> None:
     door = Door(Gate(100))
     seats = [door.open(ALICE_IP) for _ in range(defaults.MAX_CONNECTIONS_PER_IP)]
     assert all(seats)
-    assert door.enter(ALICE_IP) is None
-    assert door.enter(f"::ffff:{ALICE_IP}") is None
-    assert door.enter(BOB_IP) is not None
+    assert door.open(ALICE_IP) is None
+    assert door.open(f"::ffff:{ALICE_IP}") is None
+    assert door.open(BOB_IP) is not None
     assert seats[0] is not None
     door.gate.release(seats[0])
-    assert door.enter(ALICE_IP) is not None
+    assert door.open(ALICE_IP) is not None
+
+
+def test_one_address_has_so_many_handshakes() -> None:
+    door = Door()
+    n_places = defaults.MAX_CONNECTIONS_PER_IP
+    assert [door.enter(ALICE_IP) is not None for _ in range(n_places + 1)] == [
+        *[True] * n_places,
+        False,
+    ]
+    assert door.enter(BOB_IP)
+
+
+def test_the_next_peer_behind_a_router_gets_the_place_of_whoever_rests_there() -> None:
+    door = Door(Gate(100))
+    assert door.open(BOB_IP, now=0)
+    seats = [door.open(ALICE_IP, now=n) for n in range(1, defaults.MAX_CONNECTIONS_PER_IP + 1)]
+    soon = 1 + defaults.IDLE_BEFORE_LEAVING_S
+    assert seats[0] is not None
+    refused = door.enter(ALICE_IP, now=soon)
+    assert refused is not None
+    assert not door.gate.settle(refused, door.idle_since, soon - 0.1), (
+        "all are in use, or just were"
+    )
+    door.gate.release(refused)
+    assert door.open(ALICE_IP, now=soon)
+    assert door.gone == [ALICE_IP], "not Bob, who rests for longer"
+    assert door.gate.n_open == 1 + defaults.MAX_CONNECTIONS_PER_IP
 
 
 def test_loopback_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +169,8 @@ def test_who_is_in_use_stays_and_the_newcomer_goes() -> None:
 
 
 def test_a_newcomer_of_the_crowd_takes_a_neighbours_place() -> None:
-    bob, alice = (Seat(ip, crowd_of(ip), 0.0, lambda: None) for ip in (BOB_IP, ALICE_IP))
-    newcomer = Seat("203.0.0.9", crowd_of("203.0.0.9"), 0.0, lambda: None)
+    bob, alice = (Seat(ip, crowd_of(ip), False, 0.0, lambda: None) for ip in (BOB_IP, ALICE_IP))
+    newcomer = Seat("203.0.0.9", crowd_of("203.0.0.9"), False, 0.0, lambda: None)
     assert who_goes([bob, alice], {bob: 0.0, alice: 5.0}, newcomer) is alice
     assert who_goes([], {}, newcomer) is None
 
@@ -184,7 +211,8 @@ class GateMachine(RuleBasedStateMachine):
             seat = waiting[which % len(waiting)]
             idle = dict.fromkeys(sorted(self.open, key=lambda s: s.entered_at)[:n_idle], 0.0)
             self.greeting.remove(seat)
-            (self.open if self.gate.settle(seat, idle) else self.leaving).add(seat)
+            self.now += 100
+            (self.open if self.gate.settle(seat, idle, self.now) else self.leaving).add(seat)
 
     @rule(which=st.integers(0, 99))
     def release(self, which: int) -> None:
@@ -198,6 +226,8 @@ class GateMachine(RuleBasedStateMachine):
     def the_books_are_right(self) -> None:
         assert self.gate.n_greeting == len(self.greeting) <= defaults.MAX_GREETING
         assert self.gate.n_open == len(self.open) <= MAX_OPEN
+        at_one = Counter(seat.block for seat in self.open if not seat.is_local)
+        assert max(at_one.values(), default=0) <= defaults.MAX_CONNECTIONS_PER_IP
         assert self.gate._n_in_block == Counter(seat.block for seat in self.seats())
 
 

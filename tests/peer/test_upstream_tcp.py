@@ -6,7 +6,7 @@ import errno
 import socket
 import statistics
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from typing import Never
 
 import pytest
@@ -107,6 +107,17 @@ async def test_900_connections_of_one_address_leave_another_served(is_held: bool
         gate = host._swarm.gate
         assert gate.n_greeting + gate.n_open <= 2 * defaults.MAX_CONNECTIONS_PER_IP
     assert statistics.median(seconds) < SERVED_WITHIN_S
+
+
+@pytest.mark.usefixtures("loopback_as_internet")
+async def test_peers_behind_one_router_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "IDLE_BEFORE_LEAVING_S", 0.0)
+    async with open_echo_host() as host, AsyncExitStack() as stack:
+        for _ in range(2 * defaults.MAX_CONNECTIONS_PER_IP):
+            asker = await stack.enter_async_context(open_asking_host())
+            assert await can_echo(asker, host.peer_id, host.addrs())
+            await wait_until(lambda: not host._swarm.gate.n_greeting)
+            assert host._swarm.gate.n_open <= defaults.MAX_CONNECTIONS_PER_IP
 
 
 async def test_stock_serves_nobody_beside_a_few_silent_connections() -> None:

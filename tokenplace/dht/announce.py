@@ -75,7 +75,8 @@ class _Statement:
 
 @dataclass(slots=True)
 class _Announcement:
-    """One DHT key: how many peers confirmed it last, and when it is due again (trio's clock)."""
+    """One DHT key: how many peers confirmed it last, and when it is due again (the announcer's
+    `clock`)."""
 
     due_at: float = 0.0
     pause_s: float = defaults.ANNOUNCE_RETRY_S
@@ -98,6 +99,7 @@ class Announcer:
     addrs: where the serving host is reached. models: what is served; without any of either, nothing
     is announced. public_keys: what to seal to, and how long that may be said.
     load: `queue` and speeds unrounded. epoch: the current one. now: unix seconds.
+    clock: seconds, by which what the DHT was told grows old; better one that counts sleep.
     """
 
     identity: Identity
@@ -108,6 +110,7 @@ class Announcer:
     load: Callable[[], Load]
     epoch: Callable[[], bytes]
     now: Callable[[], float] = time.time
+    clock: Callable[[], float] = trio.current_time
     _keys: _Statement = field(default_factory=_Statement)
     _offer: _Statement = field(default_factory=_Statement)
     _live: _Statement = field(default_factory=_Statement)
@@ -211,12 +214,12 @@ class Announcer:
 
         async def provide(key: bytes, announcement: _Announcement) -> None:
             async with limiter:
-                announcement.note(await kad.provide(key), trio.current_time())
+                announcement.note(await kad.provide(key), self.clock())
 
         async with trio.open_nursery() as nursery:
             for key in keys:
                 announcement = self._announced.setdefault(key, _Announcement())
-                if everything or trio.current_time() >= announcement.due_at:
+                if everything or self.clock() >= announcement.due_at:
                     nursery.start_soon(provide, key, announcement)
 
     def _keys_at(self, now: float) -> list[bytes]:

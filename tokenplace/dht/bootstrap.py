@@ -240,7 +240,7 @@ class Joiner:
                 await self.host.connect(peer.peer_id, peer.addrs, is_trusted=is_trusted)
                 n_answered = await self.kad.join([(peer.peer_id, peer.addrs)])
             except TokenplaceError as error:
-                reason = error.user_text
+                reason = error.detail or error.user_text  # that it is no donor is no news
             else:
                 reason = "" if n_answered else "It was reached, but does not answer in the DHT."
         self._reasons.pop(peer.peer_id, None)

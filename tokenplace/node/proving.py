@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -56,9 +57,14 @@ async def open_prober(
     say: Callable[[str], None],
     *,
     allow_private: bool,
+    clock: Callable[[], float] = trio.current_time,
 ) -> AsyncIterator[tuple[Prober, Kad]]:
-    """Take part in the DHT, as a server while others reach `host`, until the block exits."""
-    prober = Prober(host, policy, say)
+    """Take part in the DHT, as a server while others reach `host`, until the block exits.
+
+    clock: seconds, by which proofs and records grow old; better one that counts the machine's
+    sleep.
+    """
+    prober = Prober(host, policy, say, clock)
     async with (
         open_kad(
             host,
@@ -66,6 +72,7 @@ async def open_prober(
             server=bool(policy.always),
             allow_private=allow_private,
             addrs=prober.announced,
+            clock=clock,
         ) as kad,
         open_background() as background,
     ):
@@ -79,17 +86,19 @@ async def open_prober(
 class Prober:
     """Keeps proofs, and asks for more.
 
-    say: called with a line for the person at the terminal when things change.
+    say: called with a line for the person at the terminal when things change. clock: see
+    `open_prober`.
     """
 
     host: PeerHost
     policy: ReachPolicy
     say: Callable[[str], None]
+    clock: Callable[[], float] = trio.current_time
     _state: Reachability = field(default_factory=Reachability)
     _times: AskTimes = field(default_factory=AskTimes)
     _asking: set[str] = field(default_factory=set)
     _problem: Problem | None = None
-    _looked_at: float = -defaults.REACH_INTERFACES_S
+    _looked_at: float = -math.inf
     _said: Gist = NOTHING_YET
     _news: trio.Event = field(default_factory=trio.Event)
 
@@ -108,7 +117,7 @@ class Prober:
         return self._report(len(self._peers()))
 
     def _report(self, n_peers: int) -> ReachReport:
-        now = trio.current_time()
+        now = self.clock()
         return ReachReport(
             always=self.policy.always,
             confirmed=self._state.confirmed(now),
@@ -123,7 +132,7 @@ class Prober:
         """Proven addresses at which those reach this peer for whom it is there."""
         return [
             addr
-            for addr in self._state.confirmed(trio.current_time())
+            for addr in self._state.confirmed(self.clock())
             if self.policy.does_local_count or reach_of(addr) is Reach.INTERNET
         ]
 
@@ -146,7 +155,7 @@ class Prober:
         """Ask through `service`, and have `kad` serve while it is reached. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                now = trio.current_time()
+                now = self.clock()
                 self._look_at_interfaces(now)
                 self._state.drop_expired(now)
                 self._serve_or_not(kad, nursery)
@@ -219,7 +228,7 @@ class Prober:
         self._asking.discard(peer_id)
         if problem is not None and (not self._problem or problem.worth >= self._problem.worth):
             self._problem = problem
-        now = trio.current_time()
+        now = self.clock()
         # A proof of another kind than was wanted (through a router and back) must not be asked for
         # again at once.
         has_helped = problem is None and not self._is_wanted(peer_id, remote, now)
@@ -241,7 +250,7 @@ class Prober:
             self._problem = None
         self._state.add(
             Proof(addr, crowd_of(result.asked_over), peer_id in self.policy.trusted),
-            trio.current_time(),
+            self.clock(),
             renew_s=defaults.REACH_RENEW_S * random.uniform(0.75, 1.0),
         )
         return None

@@ -68,7 +68,10 @@ async def open_serving(
     epochs = Epochs()
     async with (
         open_host(identity, listen=listen) as host,
-        open_prober(host, network, reach, say, allow_private=allow_private) as (prober, kad),
+        open_prober(host, network, reach, say, allow_private=allow_private, clock=clock) as (
+            prober,
+            kad,
+        ),
         open_background() as background,
     ):
         known.leave_out(host.peer_id)
@@ -81,6 +84,7 @@ async def open_serving(
             public_keys=lambda: key_ring.advertised(clock()),
             load=donations.load,
             epoch=lambda: epochs.current(clock()),
+            clock=clock,
         )
         donor = Donor(
             network=network,

@@ -4,13 +4,14 @@ Pure: it counts, the listener (`upstream_tcp`) and the swarm (`upstream_swarm`) 
 counted from the moment it is accepted, before a byte of its handshake is read. Where it differs
 from a plain limit: when all places are taken somebody goes, because a host that refuses every
 newcomer is shut by whoever came first. Who goes is sought in the most crowded neighbourhood, so
-that a flood washes out itself.
+that a flood washes out itself; and at the same address when that has all its places, because a
+whole university may be behind it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tokenplace import defaults
@@ -24,6 +25,7 @@ class Seat:
 
     block: str
     crowd: str
+    is_local: bool
     entered_at: float
     leave: Callable[[], None]
 
@@ -31,6 +33,7 @@ class Seat:
 class Gate:
     """Counts inbound connections, by address and in all. `now` is in seconds, on any clock.
 
+    An address has so many places for handshakes, and as many for connections that are open.
     max_open: connections with their handshake done; those still in it have room of their own, so
     that silent ones push out nobody but each other.
     """
@@ -59,11 +62,11 @@ class Gate:
         """A seat for a connection that was just accepted; None: its address has enough of them."""
         block = block_of(ip)
         is_local = is_loopback(ip)
-        at_once = defaults.MAX_LOOPBACK_CONNECTIONS if is_local else defaults.MAX_CONNECTIONS_PER_IP
+        at_once = _most_at(is_local)
         recent = self._recent_local if is_local else self._recent
-        if self._n_in_block[block] >= at_once or not recent.take(block, now):
+        if not self._has_room(block, at_once) or not recent.take(block, now):
             return None
-        seat = Seat(block, crowd_of(ip), now, leave)
+        seat = Seat(block, crowd_of(ip), is_local, now, leave)
         if self.n_greeting >= defaults.MAX_GREETING:
             silent_since = {greeting: greeting.entered_at for greeting in self._greeting}
             self._make_room(self._greeting, silent_since, seat)
@@ -71,12 +74,22 @@ class Gate:
         self._greeting[seat] = None
         return seat
 
-    def settle(self, seat: Seat, idle_since: Mapping[Seat, float]) -> bool:
+    def settle(self, seat: Seat, idle_since: Mapping[Seat, float], now: float) -> bool:
         """The handshake of `seat` is done; False: it cannot stay, nobody is idle.
 
         idle_since: the seats of settled connections that nobody uses, and since when.
         """
         self._greeting.pop(seat, None)
+        neighbours = [held for held in self._open if held.block == seat.block]
+        if len(neighbours) >= _most_at(seat.is_local):
+            # Who has to go comes back: without a pause the places of one address would never rest.
+            rested = {
+                held: since
+                for held, since in idle_since.items()
+                if now - since >= defaults.IDLE_BEFORE_LEAVING_S
+            }
+            if not self._make_room(neighbours, rested, seat):
+                return False
         if self.n_open >= self._max_open and not self._make_room(self._open, idle_since, seat):
             return False
         self._open[seat] = None
@@ -90,17 +103,30 @@ class Gate:
         if not self._n_in_block[seat.block]:
             del self._n_in_block[seat.block]  # else every address ever seen would stay
 
+    def _has_room(self, block: str, at_once: int) -> bool:
+        """For one more handshake of one address? Who was sent away is counted until it is gone."""
+        if self._n_in_block[block] < at_once:
+            return True
+        n_greeting = sum(seat.block == block for seat in self._greeting)
+        return n_greeting < at_once and self._n_in_block[block] < 2 * at_once
+
     def _make_room(
-        self, seats: dict[Seat, None], idle_since: Mapping[Seat, float], newcomer: Seat
+        self, seats: Collection[Seat], idle_since: Mapping[Seat, float], newcomer: Seat
     ) -> bool:
         # Who was sent away before may not be gone yet.
         present = {seat: since for seat, since in idle_since.items() if seat in seats}
         victim = who_goes(seats, present, newcomer)
         if victim is None:
             return False
-        del seats[victim]
+        self._greeting.pop(victim, None)
+        self._open.pop(victim, None)
         victim.leave()
         return True
+
+
+def _most_at(is_local: bool) -> int:
+    """Open connections of one address."""
+    return defaults.MAX_LOOPBACK_CONNECTIONS if is_local else defaults.MAX_CONNECTIONS_PER_IP
 
 
 def who_goes(

@@ -29,7 +29,6 @@ from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.ranges import block_of, is_loopback
 from tokenplace.peer.reach_wire import Answer, DialBack, Outcome, Proof
-from tokenplace.peer.stream_counts import StreamCounts
 from tokenplace.peer.streams import STREAM_GONE, PeerStream, receive_exactly
 
 log = logging.getLogger(__name__)
@@ -73,11 +72,6 @@ class ReachService:
     host: PeerHost
     on_proved: Callable[[str], None] = _no_news
     _waiting: dict[bytes, _Waiting] = field(default_factory=dict)
-    _open: StreamCounts = field(
-        default_factory=lambda: StreamCounts(
-            defaults.REACH_STREAMS_PER_PEER, defaults.REACH_STREAMS
-        )
-    )
     n_dialling: int = 0
     _dials: TokenBuckets = field(
         default_factory=lambda: TokenBuckets(
@@ -87,7 +81,12 @@ class ReachService:
 
     def serve(self) -> None:
         """Answer the questions that reach the host."""
-        self.host.set_stream_handler(wire.PROTOCOL_ID, self.handle)
+        self.host.set_stream_handler(
+            wire.PROTOCOL_ID,
+            self.handle,
+            max_streams_per_peer=defaults.REACH_STREAMS_PER_PEER,
+            max_streams=defaults.REACH_STREAMS,
+        )
 
     # ------------------------------------------------------------ asking
 
@@ -125,18 +124,12 @@ class ReachService:
 
     async def handle(self, stream: PeerStream) -> None:
         """Answer one stream; one that says nothing sensible in time is reset unanswered."""
-        peer_id, remote_ip = stream.peer_id, stream.remote_ip
-        if not self._open.enter(peer_id, remote_ip):
-            await stream.reset()
-            return
         try:
             with trio.fail_after(defaults.REACH_TIMEOUT_S):
                 await self._answer(stream)
         except (trio.TooSlowError, *STREAM_GONE, TokenplaceError) as error:
-            log.debug("reach question of %s: %s", peer_id, type(error).__name__)
+            log.debug("reach question of %s: %s", stream.peer_id, type(error).__name__)
             await stream.reset()
-        finally:
-            self._open.leave(peer_id, remote_ip)
 
     async def _answer(self, stream: PeerStream) -> None:
         with trio.fail_after(defaults.REACH_READ_TIMEOUT_S):

@@ -93,7 +93,7 @@ class MendedSwarm(Swarm):
                 RawConnection(read_write_closer, False), maddr
             )
             assert isinstance(muxed, MendedYamux), "the upgrader knows no other muxer"
-            if not self.gate.settle(seat, self._idle_inbound()):
+            if not self.gate.settle(seat, self._idle_inbound(), trio.current_time()):
                 log.debug("all connections are in use")
                 return
             muxed.seat = seat
@@ -275,7 +275,14 @@ def _out_of_the_way(max_connections: int) -> ConnectionConfig:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while True:
+        if isinstance(error, BaseExceptionGroup):  # trio's, of all addresses that a name stands for
+            error = error.exceptions[0]
+        elif error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            break
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = str(error).splitlines()[0] if str(error) else ""
     return text[:100] or type(error).__name__

@@ -1,4 +1,5 @@
-"""The one clock that keys and epochs age by. Start at `ElapsedClock`.
+"""The clock by which a donor's keys and epochs age, and what others were told of it. Start at
+`ElapsedClock`.
 
 Differs from a steady clock, which on many systems stands still while the machine sleeps: a laptop
 that slept for a week would go on with last week's key. And from the wall clock, which may be set
