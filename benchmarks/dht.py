@@ -146,13 +146,17 @@ async def look_up(lab: Lab, cell: Cell, donors: dict[bytes, set[Member]], outcom
         waiting.extend((newcomer, key) for key in donors)
 
     async with trio.open_nursery() as replacing:
-        while waiting and trio.current_time() <= ends_at:
+        while waiting:
             asker, key = waiting.pop(lab.dice.randrange(len(waiting)))
             if asker.leaving.is_set():
                 continue
             await look_up_one(asker, key, donors[key], outcome)
+            if trio.current_time() > ends_at:
+                break
             if leavers and len(outcome.lookups_ms) % pause == 0:
-                replacing.start_soon(replace, leavers.pop())
+                leaver = leavers.pop()
+                leaver.leaving.set()  # now, so that it is not chosen before the task has begun
+                replacing.start_soon(replace, leaver)
         replacing.cancel_scope.cancel()
     outcome.cpu_ms = (time.thread_time() - cpu_began) * 1000 / len(outcome.lookups_ms)
 

@@ -262,6 +262,17 @@ async def test_private_addresses_of_strangers_are_not_dialled_where_that_is_forb
             assert not host.is_connected(alice.host.peer_id)
 
 
+async def test_who_has_left_the_dht_finds_nothing() -> None:
+    async with open_dht(2) as dht:
+        first = dht.servers[0].host
+        async with open_host(throwaway_identity()) as host:
+            async with open_kad(host, network="main", server=False) as kad:
+                assert await kad.join([(first.peer_id, first.addrs())]) == 1
+            found = await kad.find_providers(KEY)
+            assert found.providers == ()
+            assert not found.complete
+
+
 async def test_an_error_inside_the_block_leaves_it_bare() -> None:
     async with open_host(throwaway_identity()) as host:
         with pytest.raises(NoDonorForModel):

@@ -88,6 +88,7 @@ async def open_kad(
             yield kad
         finally:
             kad.stop_serving()
+            members.stop_asking()
 
 
 class Kad:

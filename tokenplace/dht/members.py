@@ -56,6 +56,11 @@ class Members:
         )
         self._not_servers: dict[str, float] = {}
         self._doubted_until: dict[str, float] = {}
+        self._is_asking = True
+
+    def stop_asking(self) -> None:
+        """From now on nobody answers: this peer leaves the DHT, whatever still wants to ask."""
+        self._is_asking = False
 
     def is_doubtful(self, peer_id: str) -> bool:
         """Did this peer, member or not, fail to answer lately?"""
@@ -79,6 +84,8 @@ class Members:
     async def _ask(self, peer: PeerAddrs, message: Message) -> Answer | None:
         # In a task of its own: a walk that goes on without a silent peer is cancelled here before
         # the silence has lasted long enough to count, and would meet it again every time.
+        if not self._is_asking:
+            return None
         asked = _Query()
         self._nursery.start_soon(self._run, peer, message, asked)
         await asked.is_done.wait()
