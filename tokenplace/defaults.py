@@ -71,6 +71,18 @@ MAX_STOP_STRINGS: Final = 4  # as OpenAI
 MAX_STOP_STRING_BYTES: Final = 256
 MAX_NEW_TOKENS: Final = 131_072
 MAX_TOP_K: Final = 1 << 20
+MAX_REPEAT_LAST_N: Final = 65_536  # tokens looked back at; each one costs time at every draw
+MAX_LOGIT_BIAS: Final = 300  # entries; as OpenAI
+MAX_CHOICES: Final = 16  # of one request: as many as one bucket may run
+MAX_TOP_LOGPROBS: Final = 20  # as OpenAI; 0.4 KB on the wire with each token
+MAX_TOOLS: Final = 128  # as OpenAI
+MAX_TOOL_NAME_CHARS: Final = 64  # as OpenAI
+MAX_TOOL_DESCRIPTION_BYTES: Final = 8 << 10  # a page and a half; OpenAI has 1 KB, agents write more
+MAX_TOOL_CALLS: Final = 64  # in one message; models make a few at a time
+MAX_TOOL_CALL_ID_BYTES: Final = 256  # the longest that apps make have 50
+# JSON schemas, of a tool or an answer: the largest in use are 20 KB, and nested 12 deep.
+MAX_SCHEMA_BYTES: Final = 64 << 10
+MAX_SCHEMA_DEPTH: Final = 64
 
 # ---------------------------------------------------------------- donor's admission
 
@@ -87,13 +99,15 @@ MAX_SEEN_PER_EPOCH: Final = 65_536  # a thousand requests a second; a full epoch
 READ_BYTES: Final = 64 << 10  # one read from a stream; a yamux window is 256 KiB
 GREASED_CHUNKS: Final = 8  # one in so many has something unknown in it: several an answer
 MAX_ERROR_MESSAGE_CHARS: Final = 512
-# Tokens average 4 bytes; at 128 a token the longest answer fits, and no donor fills our memory.
-MAX_ANSWER_BYTES: Final = 16 << 20
+# Tokens average 4 bytes, so the longest answer fits several times, and no donor fills our memory
+# with what an app does not read: objects of Python, a few times as large.
+MAX_ANSWER_BYTES: Final = 16 << 20  # over all choices
+ANSWER_ID_BYTES: Final = 32  # what each id counts there besides its own bytes, those of logprobs too
 # `accepted` comes first, so no frame can precede it: one idle time for the first byte, one for it.
 ACCEPT_TIMEOUT_S: Final = 2 * IDLE_TIMEOUT_S
 # Of a chunk, kept free of tokens, so that `finished` or `error` always fits: 512 characters are at
-# most 2 KiB.
-CHUNK_RESERVE_BYTES: Final = 4 << 10
+# most 2 KiB, and the ends of 16 choices at stop strings of 256 bytes 4.7.
+CHUNK_RESERVE_BYTES: Final = 6 << 10
 # Larger requests share a budget while they are read: 256 exchanges of 4 MiB would be a gigabyte.
 SMALL_REQUEST_BYTES: Final = 64 << 10
 MAX_LARGE_REQUESTS_BYTES: Final = 64 << 20
@@ -286,21 +300,87 @@ DEFAULT_N_CTX: Final = 4096
 MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
 # Aimed at: so long a newcomer waits for `accepted`, and a prompt that was cancelled goes on.
 PREFILL_STEP_S: Final = 0.25
-MIN_PREFILL_CHUNK: Final = 64  # tokens; below, llama.cpp's slower attention kernel costs a tenth
+FIRST_PREFILL_CHUNK: Final = 64  # tokens, before any were measured: 0.2 s of a small model
+MIN_PREFILL_CHUNK: Final = 8  # where that takes longer than a step should, prompts must still move
 MAX_PREFILL_CHUNK: Final = 512  # llama.cpp's own n_ubatch: larger chunks are cut up by it anyway
+# Sequences at a time: beyond, each step of a small model on a few cores is slow for everybody.
+DEFAULT_SLOTS: Final = 8
+MAX_SLOTS: Final = 64  # llama.cpp's own bound is 256; each may hold one context
+# In a pool of cells, slots for those that run and for idle prefixes.
+SHARED_SLOTS_FACTOR: Final = 4
+MIN_N_CTX: Final = 512  # a context that memory allows; below, a model is of little use
+# Cells reserved for an answer without a limit of its own; it gets more when it needs them.
+EXPECTED_NEW_TOKENS: Final = 512
+# A sequence waits for a prefix that another one computes at the moment only for so many tokens:
+# computing fewer takes no longer than the wait.
+MIN_SHARED_PREFIX: Final = 32
+MIN_REUSED_PREFIX: Final = 8  # below, copying is not worth it: a BOS token and a role
+MAX_ACCOUNTS: Final = 1024  # buckets whose share of the work is remembered; 100 bytes each
 MAX_CHILD_FRAME_BYTES: Final = 8 << 20  # twice a rendered prompt; more means a broken child
 LOAD_TIMEOUT_S: Final = 600.0  # 40 GB from a disk that reads 100 MB/s, and its first tokens
-WORKER_STALL_S: Final = 120.0  # MIN_PREFILL_CHUNK tokens at 1 token/s take a minute
+WORKER_STALL_S: Final = 120.0  # FIRST_PREFILL_CHUNK tokens at 1 token/s take a minute
+# For whoever gives no figure; a peer reckons it from the memory it may take.
+DEFAULT_KV_BYTES: Final = 2 << 30  # 16 requests of 4,096 tokens with SmolLM2 are 1.5 GB
 RESTART_DELAY_S: Final = 0.1  # before a dead worker's first restart, then doubled each time
 RESTART_DELAY_MAX_S: Final = 30.0
 RESTART_WAIT_S: Final = 5.0  # that a request waits for one: half of what a silent donor is given
+# That an answer which had begun waits for one. A requester gives up earlier if its own deadlines say
+# so; loading 8 GB that are in the page cache takes a few seconds.
+RESUME_WAIT_S: Final = 60.0
+# Of one answer. Two for each request that kills workers beside it: when it is suspected with others,
+# and when it is found out.
+MAX_RESUMES: Final = 4
+# After its first new token a suspect has passed what it died of before: tokens that were computed
+# and not yet sent are those of one tick.
+PROBATION_S: Final = 0.2
+# Memory that a worker may take beyond what it has when its model is loaded: logits of SCORE_ROWS rows
+# are 32 MB, grammars and their tables tens.
+WORKER_GROWTH_BYTES: Final = 2 << 30
 RENDER_TIMEOUT_S: Final = 2.0  # a long chat takes 5 ms
-RENDERER_START_TIMEOUT_S: Final = 10.0  # 0.2 s; a busy machine needs more
+HELPER_START_TIMEOUT_S: Final = 10.0  # 0.2 to 0.5 s; a busy machine needs more
 RENDER_MEMORY_BYTES: Final = 512 << 20  # address space; Python with jinja2 needs 60 MB
 MAX_RENDERED_BYTES: Final = 4 << 20  # UTF-8; the largest body and its markup
+# Grammars are tried out in a process of their own before the worker compiles them, which holds up
+# every answer there: so long at the most. Usual schemas take 1 to 10 ms, 64 KiB of them 0.2 s.
+GRAMMAR_COMPILE_S: Final = 0.25  # of processor time
+GRAMMAR_CHECK_TIMEOUT_S: Final = 1.0  # on a busy machine; then the process is replaced
+GRAMMAR_CHECK_MEMORY_BYTES: Final = 512 << 20  # address space; Python with numpy needs 110 MB
+MAX_GRAMMAR_BYTES: Final = 256 << 10  # all tools' schemas; 128 tools of 2 KB
+# Of one step of one answer, by llguidance's own reckoning: 14,000 units of fuel or 20,000 items are a
+# millisecond. Usual schemas need a hundredth.
+GRAMMAR_STEP_LEXER_FUEL: Final = 100_000
+GRAMMAR_STEP_ITEMS: Final = 50_000
+MAX_LEXER_STATES: Final = 20_000  # of one answer; about 1 KB each, usual schemas have hundreds
 MAX_TEMPLATE_BYTES: Final = 512 << 10  # the longest in use are 20 KB
 CRASHES_TO_QUARANTINE: Final = 2  # once may be chance
 MAX_CRASHES_REMEMBERED: Final = 256  # 32 bytes each
+# Embeddings: the first two are OpenAI's own limits, for one request.
+MAX_EMBED_INPUTS: Final = 2048
+MAX_EMBED_TOKENS: Final = 300_000
+MAX_EMBED_DIMENSIONS: Final = 8192  # of a model; twice the largest in use. 2048 vectors: 64 MiB
+MAX_EMBED_BATCH: Final = 64  # texts computed together: with 8 tokens each they fill a step
+# Characters tokenised in one step: 10 ms of usual text, 0.12 s of the worst. One text may be larger.
+EMBED_READ_CHARS: Final = 64 << 10
+# Rows of logits that a step of scoring keeps: 32 of a vocabulary of 262,144 are 34 MB.
+SCORE_ROWS: Final = 32
+
+# ---------------------------------------------------------------- donated models
+
+# Of the machine's memory, for all donated models together unless --memory says otherwise. The rest
+# is for its owner; and the weights are mapped files, which the system drops first when it must.
+DONATED_MEMORY_SHARE: Final = 0.6
+# Beside weights and KV cache: worker and renderer with their libraries take 130 MB, a step's
+# buffers the rest.
+WORKER_OVERHEAD_BYTES: Final = 192 << 20
+OVERHEAD_BYTES_PER_WORD: Final = 1 << 10  # of the vocabulary: its texts, tries and rows of logits
+# That a request waits while its model is loaded again. The requester gives up after
+# ACCEPT_TIMEOUT_S; before that it is told to ask another donor.
+LOAD_WAIT_S: Final = 15.0
+# That a model waits for room while others answer; then those take no new requests.
+MODEL_TURN_S: Final = 60.0
+MODEL_RETRY_S: Final = 60.0  # before a load is tried again that failed for want of memory or time
+MODEL_RETRY_MAX_S: Final = 1800.0
+IDLE_CHECK_S: Final = 1.0  # how soon after its time an idle model is unloaded
 
 # ---------------------------------------------------------------- joining and announcing
 
@@ -336,6 +416,10 @@ MAX_TABLE_BYTES: Final = 1 << 20  # models.json; an entry is about 400 bytes
 MAX_TABLE_ENTRIES: Final = 1000  # own models, and aliases; both fit the bytes above
 MAX_NAMES_IN_HINT: Final = 10  # a line or two on a terminal
 MAX_CACHED_HASHES: Final = 256  # of model files; nobody keeps more on one machine
+# Reading a GGUF's header in a process of its own: 0.3 s and 40 MB with a vocabulary of 262,144.
+FACTS_TIMEOUT_S: Final = 60.0  # a sleeping disk, a busy machine
+FACTS_CPU_S: Final = 20
+FACTS_MEMORY_BYTES: Final = 512 << 20
 DISK_MARGIN_BYTES: Final = 256 << 20  # left free after a download: the system lives on it
 FETCH_POLL_S: Final = 0.2  # a download's progress, and whether another of the file ended
 

@@ -24,18 +24,64 @@ PROMPT_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made in an earlier turn. `arguments` is the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation. `role` is system, user or assistant."""
+    """One turn of a conversation. `role` is system, user, assistant or tool.
+
+    tool_calls: of an assistant's turn. tool_call_id, name: of a tool's turn, which call it answers
+    and whose result it is.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. `parameters` is the text of a JSON schema."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+class ToolChoice(StrEnum):
+    """Whether the model calls tools: as it likes, not at all, or at least one."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTool:
+    """The model must call this tool."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
-    """Messages, to be rendered by the model's chat template."""
+    """Messages and tools, to be rendered by the model's chat template.
+
+    parallel_tool_calls: whether one answer may hold several forced calls.
+    """
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | NamedTool = ToolChoice.AUTO
+    parallel_tool_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +100,37 @@ class SamplingParams:
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the smallest set of tokens whose probabilities reach this; 0 < top_p <= 1.
     min_p: drop tokens less likely than this share of the most likely one; 0 <= min_p <= 1.
+    typical_p: keep the most typical tokens (arXiv:2202.00666) until their probabilities reach this;
+    0 < typical_p <= 1, 1 keeps all.
+    repeat_penalty: divides positive and multiplies negative logits of tokens among the last
+    `repeat_last_n` of prompt and answer (arXiv:1909.05858); 0 < r <= 10, 1 does nothing.
+    presence_penalty, frequency_penalty: subtracted once, or once for each time, from the logits of
+    tokens that this answer already has; -2 to 2.
+    logit_bias: (token id, what is added to its logit, -100 to 100), by ascending id.
     """
 
     temperature: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """The answer must be a JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The answer must be JSON that this schema, as JSON text, allows."""
+
+    schema: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +158,13 @@ class GenerateRequest:
     streamed: the app sees tokens as they come; if not, an answer may start again on another donor
     at any time.
     ignore_eog: go on after end-of-generation tokens; for benchmarks, as llama.cpp's `ignore_eos`.
+    n: how many answers, each a choice of its own; 1 to `defaults.MAX_CHOICES`.
+    top_logprobs: with each token its log-probability, and those of so many most likely ones; None
+    wants none.
+    output: what form each answer must have, if any.
+    prompt_digest: with `resume`, what the first donor's `Accepted` said.
+    bucket: whose request it is, for fairness between requesters (docs/protocol.md, section 9); set
+    by the donor's own peer, never from the wire.
     """
 
     model: str
@@ -102,7 +180,12 @@ class GenerateRequest:
     template: str = ""
     attempt: int = 0
     streamed: bool = True
+    n: int = 1
+    top_logprobs: int | None = None
+    output: JsonObject | JsonSchema | None = None
     resume: tuple[Resume, ...] = ()
+    prompt_digest: bytes = b""
+    bucket: str = ""
 
 
 class Phase(StrEnum):
@@ -149,16 +232,37 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True)
+class TopToken:
+    """One of the most likely tokens at a place: its id, raw bytes and log-probability."""
+
+    id: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely the model found a token: ln of the softmax over its raw logits, before penalties,
+    bias, temperature and grammar. `top` has the most likely tokens there, best first.
+    """
+
+    logprob: float
+    top: tuple[TopToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """New tokens of one choice. `index` counts the choice's tokens from 0 and is contiguous.
 
-    pieces: the raw bytes of each id; a character may be split between two.
+    pieces: the raw bytes of each id; a character may be split between two. logprobs: one for each
+    id if they were asked for, else empty.
     """
 
     choice: int
     index: int
     ids: tuple[int, ...]
     pieces: tuple[bytes, ...]
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +284,12 @@ class LengthStop:
     """`max_new` tokens were generated."""
 
 
-Stop = EogStop | StringStop | LengthStop
+@dataclass(frozen=True, slots=True)
+class GrammarStop:
+    """What `output` or a forced tool call demands is complete: nothing may follow."""
+
+
+Stop = EogStop | StringStop | LengthStop | GrammarStop
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +302,10 @@ class ChoiceEnd:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: of the prompt, of them found in the KV cache, and delivered."""
+    """Tokens: of the prompt, of them found in the KV cache, and delivered, over all choices.
+
+    What was resumed is not counted as delivered again.
+    """
 
     n_prompt: int
     n_cached: int

@@ -11,12 +11,12 @@ from tokenplace.engine.messages import Done, FromWorker, NewTokens, Progress
 TICK_S = 0.05
 
 
-def token(index: int, request: int = 1) -> NewTokens:
-    return NewTokens(request, index, (index,), (b"%d " % index,))
+def token(index: int, request: int = 1, choice: int = 0) -> NewTokens:
+    return NewTokens(request, choice, index, (index,), (b"%d " % index,), ())
 
 
 def done(request: int = 1) -> Done:
-    return Done(request, None, None, 1, 0, 1, 0, 0, 0, 1.0, 1.0)
+    return Done(request, ((0, "length"),), 1, 0, 1, 0, 0, 0, 1.0, 1.0)
 
 
 @given(st.lists(st.floats(0.0, 0.2), min_size=1, max_size=60))
@@ -49,7 +49,9 @@ def test_the_first_token_leaves_at_once_and_the_others_on_the_tick() -> None:
     assert batcher.put([token(0)], 10.0) == [token(0)]
     assert batcher.put([token(1)], 10.02) == []
     assert batcher.put([token(2)], 10.04) == []
-    assert batcher.put([token(3)], 10.06) == [NewTokens(1, 1, (1, 2, 3), (b"1 ", b"2 ", b"3 "))]
+    assert batcher.put([token(3)], 10.06) == [
+        NewTokens(1, 0, 1, (1, 2, 3), (b"1 ", b"2 ", b"3 "), ())
+    ]
     assert batcher.put([token(4)], 10.08) == []
     assert next(e for e in batcher.put([token(5)], 10.11) if isinstance(e, NewTokens)).ids == (4, 5)
 
@@ -61,6 +63,30 @@ def test_other_events_never_wait_and_requests_do_not_mix() -> None:
     assert batcher.put([token(1), token(0, request=2)], 0.01) == [token(0, request=2)]
     assert batcher.put([done()], 0.02) == [token(1), done()]
     assert batcher.put([token(1, request=2), done(2)], 0.03) == [token(1, request=2), done(2)]
+
+
+def test_choices_of_one_request_stay_apart() -> None:
+    batcher = TokenBatcher(TICK_S)
+    assert batcher.put([token(0)], 0.0) == [token(0)]
+    assert batcher.put([token(0, choice=1), token(1)], 0.01) == []
+    assert batcher.put([token(1, choice=1)], 0.02) == []
+    out = batcher.put([token(2), done()], 0.03)
+    assert out == [
+        NewTokens(1, 1, 0, (0, 1), (b"0 ", b"1 "), ()),
+        NewTokens(1, 0, 1, (1, 2), (b"1 ", b"2 "), ()),
+        done(),
+    ]
+
+
+def test_log_probabilities_stay_with_their_tokens() -> None:
+    batcher = TokenBatcher(TICK_S)
+    likely = [
+        NewTokens(1, 0, i, (i,), (b"x",), ((-float(i), ((i, b"x", -float(i)),)),)) for i in range(3)
+    ]
+    batcher.put(likely[:1], 0.0)
+    (joined, _) = batcher.put([*likely[1:], done()], 0.01)
+    assert isinstance(joined, NewTokens)
+    assert [own for own, _ in joined.logprobs] == [-1.0, -2.0]
 
 
 def test_a_cancelled_request_is_forgotten() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
 import signal
@@ -37,6 +39,7 @@ from tokenplace.errors import (
     DonorFinishing,
     InvalidRequest,
     ModelNotOffered,
+    PromptMismatch,
     TemplateMismatch,
     TokenplaceError,
     Unsupported,
@@ -51,16 +54,21 @@ from tokenplace.generation import (
     Finished,
     GenerateRequest,
     Generator,
+    JsonSchema,
     LengthStop,
     Phase,
     Resume,
     StringStop,
     Tokens,
+    Tool,
 )
 
 pytestmark = pytest.mark.slow
 
 LONG = 100_000  # tokens: more than the context holds
+CAROL = b"carol's cache..."
+HELLO = (ChatMessage("user", "Hello."),)
+TOOL = Tool("now", "What time it is.", '{"type": "object"}')
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +88,9 @@ def vocabulary(loaded: LlamaModel) -> LlamaVocabulary:
     return loaded.vocabulary
 
 
-def ids_of(events: list[Event]) -> list[int]:
-    return [i for event in events if isinstance(event, Tokens) for i in event.ids]
+def ids_of(events: list[Event], choice: int = 0) -> list[int]:
+    tokens = [event for event in events if isinstance(event, Tokens) and event.choice == choice]
+    return [token_id for event in tokens for token_id in event.ids]
 
 
 def ends(events: list[Event]) -> tuple[Accepted, Finished]:
@@ -165,9 +174,9 @@ def test_a_raw_prompt_is_continued(tiny: RunningEngine) -> None:
 
 def test_prefixes_are_reused_within_a_scope_only(tiny: RunningEngine) -> None:
     tiny.ask(chat("Name a colour.", max_tokens=4, scope=BOB))
-    first = ends(tiny.ask(chat("Name a colour.", max_tokens=4, scope=ALICE)))[1]
+    first = ends(tiny.ask(chat("Name a colour.", max_tokens=4, scope=CAROL)))[1]
     assert first.usage.n_cached == 0
-    again = ends(tiny.ask(chat("Name a colour.", max_tokens=4, scope=ALICE)))
+    again = ends(tiny.ask(chat("Name a colour.", max_tokens=4, scope=CAROL)))
     assert again[0].n_cached == again[1].usage.n_cached == first.usage.n_prompt - 1
 
 
@@ -232,7 +241,8 @@ def test_the_engine_says_what_it_is(tiny: RunningEngine, loaded: LlamaModel) -> 
     info = tiny.engine.info
     assert (info.name, info.artifact) == ("tiny-model", TINY_MODEL_SHA256)
     assert info.template == template_hash(loaded.template)
-    assert (info.features, info.n_ctx) == (("chat",), 1024)
+    assert (info.features, info.n_ctx) == (("chat", "grammar"), 1024)
+    assert info.n_slots == 2
     assert "1024" in info.profile
     assert tiny.engine.load.prefill_tps > 0
     assert tiny.engine.load.decode_tps > 0
@@ -246,12 +256,14 @@ def test_the_engine_says_what_it_is(tiny: RunningEngine, loaded: LlamaModel) -> 
     [
         (replace(chat(), artifact="0" * 64), ModelNotOffered),
         (replace(chat(), template="0" * 64), TemplateMismatch),
-        (replace(chat(), resume=(Resume(0, (1, 2)),)), Unsupported),
+        (replace(chat(), input=ChatInput(HELLO, (TOOL,))), Unsupported),
+        (replace(chat(), resume=(Resume(0, (1, 2)),), prompt_digest=bytes(32)), PromptMismatch),
+        (replace(chat(), output=JsonSchema("[")), InvalidRequest),
         (replace(chat(), as_of="today"), BadFormat),
         (chat("\ud800"), InvalidRequest),
         (raw("\udfff"), InvalidRequest),
     ],
-    ids=["artifact", "template", "resume", "date", "text", "raw text"],
+    ids=["artifact", "template", "tools", "resume", "schema", "date", "text", "raw text"],
 )
 def test_what_is_not_offered_is_refused(
     tiny: RunningEngine, wrong: GenerateRequest, error: type[TokenplaceError]
@@ -263,19 +275,20 @@ def test_what_is_not_offered_is_refused(
 # ---------------------------------------------------------------- several at a time
 
 
-def test_two_at_a_time_are_answered_in_order(tiny: RunningEngine) -> None:
+def test_two_run_in_the_same_steps_and_a_third_waits(tiny: RunningEngine) -> None:
     async def scenario(engine: Engine) -> None:
         async with (
             engine.generate(chat(max_tokens=40, ignore_eog=True)) as first,
-            engine.generate(chat(scope=BOB, max_tokens=4)) as second,
+            engine.generate(chat(scope=BOB, max_tokens=40, ignore_eog=True)) as second,
+            engine.generate(chat(scope=CAROL, max_tokens=4)) as third,
         ):
             assert (await accepted(first)).position == 0
-            behind = await accepted(second)
-            assert behind.position == 1
-            assert behind.eta_ms > 0
-            assert (engine.load.n_running, engine.load.n_queued) == (1, 1)
-            assert isinstance((await rest(first))[-1], Finished)
-            assert isinstance((await rest(second))[-1], Finished)
+            assert (await accepted(second)).position == 0
+            behind = await accepted(third)
+            assert (behind.position, behind.eta_ms > 0) == (0, True)
+            await until(lambda: (engine.load.n_running, engine.load.n_queued) == (2, 1))
+            for events in (first, second, third):
+                assert isinstance((await rest(events))[-1], Finished)
         assert (engine.load.n_running, engine.load.n_queued) == (0, 0)
 
     tiny.run(scenario)
@@ -337,13 +350,70 @@ def test_who_waits_hears_that_the_donor_lives(
     monkeypatch.setattr(defaults, "HEARTBEAT_S", 0.02)
 
     async def scenario(engine: Engine) -> None:
-        async with engine.generate(chat(max_tokens=30, ignore_eog=True)) as running:
-            await accepted(running)
-            events = await ask(engine, chat(scope=BOB, max_tokens=2))
+        async with (
+            engine.generate(chat(max_tokens=30, ignore_eog=True)) as first,
+            engine.generate(chat(scope=BOB, max_tokens=30, ignore_eog=True)) as second,
+        ):
+            await accepted(first)
+            await accepted(second)
+            events = await ask(engine, chat(scope=CAROL, max_tokens=2))
             assert ends(events)
-            assert Alive(Phase.QUEUED, 0.0, 1) in events
+            assert Alive(Phase.QUEUED, 0.0, 0) in events
 
     tiny.run(scenario)
+
+
+# ---------------------------------------------------------------- all that can be asked for
+
+
+def test_choices_differ_and_share_their_prompt(tiny: RunningEngine) -> None:
+    asked = chat(temperature=1.0, max_tokens=12, ignore_eog=True)
+    events = tiny.ask(replace(asked, n=3))
+    finished = ends(events)[1]
+    assert [end.choice for end in finished.choices] == [0, 1, 2]
+    assert finished.usage.n_completion == 36
+    answers = {choice: ids_of(events, choice) for choice in range(3)}
+    assert len({*map(tuple, answers.values())}) == 3
+
+
+def test_log_probabilities_add_up(tiny: RunningEngine) -> None:
+    events = tiny.ask(replace(chat(max_tokens=5, ignore_eog=True), top_logprobs=3))
+    for event in events:
+        if isinstance(event, Tokens):
+            for token_id, piece, likely in zip(
+                event.ids, event.pieces, event.logprobs, strict=True
+            ):
+                assert (likely.top[0].id, likely.top[0].piece) == (token_id, piece)
+                assert likely.logprob == likely.top[0].logprob <= 0
+                assert sum(math.exp(token.logprob) for token in likely.top) <= 1
+
+
+def test_a_schema_is_kept_to(tiny: RunningEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "size": {"enum": [1, 2]}},
+        "required": ["city", "size"],
+        "additionalProperties": False,
+    }
+    asked = replace(chat("Describe Paris.", max_tokens=60), output=JsonSchema(json.dumps(schema)))
+    events = tiny.ask(asked)
+    answer = json.loads(text_of(events))
+    assert answer.keys() == {"city", "size"}
+    assert answer["size"] in (1, 2)
+
+
+def test_an_answer_goes_on_where_another_donor_broke_off(tiny: RunningEngine) -> None:
+    asked = chat(temperature=0.9, max_tokens=16, ignore_eog=True)
+    whole = tiny.ask(asked)
+    ids = ids_of(whole)
+    accepted, _ = ends(whole)
+    resumed = tiny.ask(
+        replace(asked, resume=(Resume(0, tuple(ids[:7])),), prompt_digest=accepted.prompt_digest)
+    )
+    first = next(event for event in resumed if isinstance(event, Tokens))
+    assert first.index == 7
+    assert len(ids_of(resumed)) == 9, "the same length in all; equal bits are not promised"
+    assert ends(resumed)[1].usage.n_completion == 9
 
 
 def test_signals_for_the_whole_group_leave_the_worker_alone(tiny: RunningEngine) -> None:

@@ -1,133 +1,222 @@
-"""The scheduler, with requests that come, wait, run and leave in any order."""
+"""The scheduler alone, with sequences that come, run, grow, end and are cancelled in any order."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
-
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
-from tests.engine.parts import (
-    ALICE,
-    BOB,
-    VOCABULARY,
-    ArithmeticModel,
-    Ticks,
-    alone,
-    enter,
-    submit,
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
 )
-from tokenplace.engine.messages import Done, FromWorker, NewTokens, Progress, Queued, Submit
-from tokenplace.engine.scheduler import Scheduler
-from tokenplace.generation import Phase
 
+from tests.engine.parts import ALICE, BOB
+from tokenplace.engine.scheduler import Copy, Keep, Plan, Scheduler
+from tokenplace.engine.sequence import Sequence
+from tokenplace.engine.slots import SlotTable
 
-@dataclass
-class Asked:
-    submit: Submit
-    queued: Queued
-    tokens: list[int] = field(default_factory=list)
-    done: Done | None = None
-    is_cancelled: bool = False
+N_CTX = 60
+MAX_PROMPT = 40
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Submit, step and cancel in any order."""
+    """A table of what a KV cache would hold stands beside the scheduler's own."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = ArithmeticModel()
-        self.scheduler = Scheduler(self.model, VOCABULARY, Ticks())
-        self.asked: dict[int, Asked] = {}
-        self.started: list[int] = []
+    @initialize(
+        n_slots=st.integers(1, 6),
+        n_running=st.integers(1, 4),
+        n_cells=st.integers(N_CTX, 4 * N_CTX),
+        can_cut=st.booleans(),
+    )
+    def open(self, n_slots: int, n_running: int, n_cells: int, can_cut: bool) -> None:
+        self.table = SlotTable(n_slots, n_cells)
+        self.n_running = min(n_running, n_slots)
+        self.can_cut = can_cut
+        self.scheduler = Scheduler(self.table, self.n_running, can_cut=can_cut)
+        self.cache: list[list[tuple[int, bytes]]] = [[] for _ in range(n_slots)]
+        self.n_asked = 0
+        self.living: list[Sequence] = []
 
     @rule(
-        prompt=st.sampled_from(["", "a", "ab", "abc", "abd", "b" * 30, "abc" * 18]),
+        bucket=st.sampled_from(["alice", "bob", "carol"]),
         scope=st.sampled_from([ALICE, BOB]),
-        max_tokens=st.sampled_from([1, 2, 9, None]),
-        temperature=st.sampled_from([0.0, 0.8]),
-        stop=st.sampled_from([(), (b"A",), (b"AB", b"z")]),
-        ignore_eog=st.booleans(),
+        n_prompt=st.integers(1, MAX_PROMPT),
+        common=st.integers(0, MAX_PROMPT),
+        max_new=st.integers(1, N_CTX - MAX_PROMPT),
+        n_expected=st.sampled_from([None, 4]),
+        n_resumed=st.sampled_from([0, 0, 3]),
     )
     def submit(
         self,
-        prompt: str,
+        bucket: str,
         scope: bytes,
-        max_tokens: int | None,
-        temperature: float,
-        stop: tuple[bytes, ...],
-        ignore_eog: bool,
+        n_prompt: int,
+        common: int,
+        max_new: int,
+        n_expected: int | None,
+        n_resumed: int,
     ) -> None:
-        request = len(self.asked)
-        asked = submit(
-            request,
+        self.n_asked += 1
+        prompt = np.full(n_prompt, 1000 + self.n_asked, np.int32)
+        prompt[:common] = 7
+        sequence = Sequence.begin(
+            self.n_asked,
             prompt,
+            bucket=bucket,
             scope=scope,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            stop=stop,
-            ignore_eog=ignore_eog,
+            max_new=max_new,
+            n_expected=n_expected,
+            answer=[5] * min(n_resumed, max_new - 1),
         )
-        queued = enter(self.scheduler, asked)
-        n_ahead = sum(not a.is_cancelled and a.done is None for a in self.asked.values())
-        assert queued.position == n_ahead
-        assert len(queued.prompt_digest) == hashlib.sha256().digest_size
-        self.asked[request] = Asked(asked, queued)
+        self.living.append(sequence)
+        self.scheduler.submit(sequence)
 
-    @precondition(lambda self: not self.scheduler.is_idle)
-    @rule(n=st.integers(1, 12))
-    def step(self, n: int) -> None:
+    @precondition(lambda self: self.living)
+    @rule(n_prompt_tokens=st.integers(1, 64), n=st.integers(1, 8))
+    def step(self, n_prompt_tokens: int, n: int) -> None:
         for _ in range(n):
-            for event in self.scheduler.step():
-                self.take(event)
+            self.one_step(n_prompt_tokens)
 
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        request = data.draw(st.sampled_from(sorted(self.asked)))
-        for event in self.scheduler.cancel(request):
-            self.take(event)
-        if self.asked[request].done is None:
-            self.asked[request].is_cancelled = True
+    @precondition(lambda self: self.living)
+    @rule(data=st.data(), is_trusted=st.booleans())
+    def leave(self, data: st.DataObject, is_trusted: bool) -> None:
+        sequence = data.draw(st.sampled_from(self.living))
+        self.living.remove(sequence)
+        leave = self.scheduler.leave if is_trusted else self.scheduler.drop
+        self.move(leave(sequence))
 
-    def take(self, event: FromWorker) -> None:
-        assert isinstance(event, NewTokens | Progress | Done)
-        asked = self.asked[event.request]
-        assert not asked.is_cancelled, "words of somebody who left"
-        assert asked.done is None, "words after the end"
-        match event:
-            case NewTokens():
-                assert event.index == len(asked.tokens)
-                asked.tokens += event.ids
-            case Progress(phase=Phase.PREFILL) if event.request not in self.started:
-                self.started.append(event.request)
-            case Done():
-                self.check_end(asked, event)
+    @precondition(lambda self: len(self.scheduler.running) > 1)
+    @rule()
+    def find_no_room(self) -> None:
+        youngest = max(self.scheduler.running, key=lambda s: s.order)
+        slot = youngest.slot
+        assert self.scheduler.requeue_youngest() == [youngest]
+        assert youngest in self.scheduler.waiting
+        assert slot is not None
+        self.move([Keep(index, 0) for index in self.scheduler.forget_idle()])
 
-    def check_end(self, asked: Asked, done: Done) -> None:
-        asked.done = done
-        ids, eog_id = alone(asked.submit)
-        assert asked.tokens == ids
-        assert done.eog_id == eog_id
-        assert done.n_completion == len(ids)
-        place = self.started.index(done.request)
-        if place == 0 or self.scope(place) != self.scope(place - 1):
-            assert done.n_cached == 0
+    def one_step(self, n_prompt_tokens: int) -> Plan:
+        before = {id(s): s.n_past for s in self.scheduler.running}
+        was_running = bool(self.scheduler.running)
+        plan = self.scheduler.schedule(n_prompt_tokens, 4)
+        self.move(plan.moves)
+        assert plan.chunks or not self.living, "a step that does nothing, for ever"
+        assert sum(c.n for c in plan.chunks if c.n > 1) <= n_prompt_tokens
+        computed = {id(chunk.sequence) for chunk in plan.chunks}
+        for sequence in self.scheduler.running:
+            if was_running and before.get(id(sequence)) == sequence.n_ids - 1:
+                assert id(sequence) in computed, "a running stream has to wait"
+        for chunk in plan.chunks:
+            slot = chunk.sequence.slot
+            assert slot is not None
+            held = self.cache[slot]
+            assert len(held) == chunk.start, "a gap in the KV cache"
+            ids = chunk.sequence.buffer[chunk.start : chunk.start + chunk.n].tolist()
+            held += [(token_id, chunk.sequence.scope) for token_id in ids]
+            assert chunk.n_rows == (chunk.start + chunk.n == chunk.sequence.n_ids)
+        for chunk in plan.chunks:
+            if chunk.n_rows:
+                self.draw(chunk.sequence)
+        return plan
 
-    def scope(self, place: int) -> bytes:
-        return self.asked[self.started[place]].submit.cache_scope
+    def draw(self, sequence: Sequence) -> None:
+        sequence.append(5)
+        if sequence.is_whole:
+            self.living.remove(sequence)
+            self.move(self.scheduler.leave(sequence))
+
+    def move(self, moves: list[Keep | Copy]) -> None:
+        for move in moves:
+            match move:
+                case Keep(slot, n):
+                    assert n == 0 or self.can_cut, "this memory cannot be cut"
+                    assert n <= len(self.cache[slot])
+                    del self.cache[slot][n:]
+                case Copy(source, slot, n):
+                    assert source != slot
+                    self.cache[slot] = self.cache[source][:n]
 
     @invariant()
-    def first_come_first_served(self) -> None:
-        assert self.started == sorted(self.started)
+    def every_slot_is_free_or_owned_once(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        owners = [slot.sequence for slot in self.table.slots if slot.sequence is not None]
+        assert sorted(map(id, owners)) == sorted(map(id, self.scheduler.running))
+        for slot in self.table.slots:
+            if slot.sequence is not None:
+                assert slot.sequence.slot == slot.index
+        assert all(sequence.slot is None for sequence in self.scheduler.waiting)
+        both = [*self.scheduler.running, *self.scheduler.waiting]
+        assert sorted(map(id, both)) == sorted(map(id, self.living))
+        assert len(self.scheduler.running) <= self.n_running
 
     @invariant()
-    def idle_means_that_everybody_got_an_end(self) -> None:
-        waiting = [a for a in self.asked.values() if a.done is None and not a.is_cancelled]
-        assert self.scheduler.is_idle == (not waiting)
+    def the_budget_is_never_exceeded(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        assert self.table.n_taken <= self.table.n_cells
+        for slot, held in zip(self.table.slots, self.cache, strict=True):
+            assert len(held) <= slot.n_cells, "more in the cache than is accounted for"
+
+    @invariant()
+    def the_cache_holds_what_is_believed_and_of_one_scope(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        for slot, held in zip(self.table.slots, self.cache, strict=True):
+            assert [token_id for token_id, _ in held] == slot.cached_ids.tolist()
+            owner = slot.sequence.scope if slot.sequence is not None else slot.scope
+            assert {scope for _, scope in held} <= {owner}, "a foreign prefix"
+
+    @invariant()
+    def idle_prefixes_keep_to_their_quota(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        idle: dict[str, int] = {}
+        for slot in self.table.slots:
+            if slot.is_idle_prefix:
+                idle[slot.bucket] = idle.get(slot.bucket, 0) + slot.n_cells
+        assert all(n <= self.table.idle_quota for n in idle.values())
+
+    def teardown(self) -> None:
+        """Nobody starves: with no more newcomers, all come to their end."""
+        if not hasattr(self, "table"):
+            return
+        n_left = sum(s.n_ids + s.max_new + 2 for s in self.living)
+        # Each step computes something; requeued work is done again, but the oldest never is.
+        for _ in range(n_left * (len(self.living) + 1) + 1):
+            if not self.living:
+                break
+            self.one_step(16)
+        assert not self.living, "somebody starves"
+        assert self.scheduler.is_idle
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+def test_a_bucket_with_many_requests_does_not_hold_up_one_with_few() -> None:
+    """What two busy buckets are given never differs by more than a few requests' worth."""
+    table = SlotTable(2, 2 * N_CTX)
+    scheduler = Scheduler(table, 2)
+    given = {"alice": 0, "bob": 0}
+    for request in range(60):
+        prompt = np.full(8, request, np.int32)
+        scheduler.submit(Sequence.begin(request, prompt, bucket="alice", scope=ALICE, max_new=8))
+    for request in range(60, 66):
+        prompt = np.full(8, request, np.int32)
+        scheduler.submit(Sequence.begin(request, prompt, bucket="bob", scope=BOB, max_new=8))
+    worst = 0
+    while any(s.bucket == "bob" for s in (*scheduler.waiting, *scheduler.running)):
+        for chunk in scheduler.schedule(64, 1).chunks:
+            given[chunk.sequence.bucket] += chunk.n
+            if chunk.n_rows:
+                chunk.sequence.append(5)
+                if chunk.sequence.is_whole:
+                    scheduler.leave(chunk.sequence)
+        worst = max(worst, abs(given["alice"] - given["bob"]))
+    assert worst <= 3 * 16, "one of them got far more"
+    assert any(s.bucket == "alice" for s in scheduler.waiting), "alice had more to do all the time"

@@ -5,63 +5,61 @@ from __future__ import annotations
 import hashlib
 import struct
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.parts import ALICE, BOS, EOG, LetterVocabulary, submit
+from tests.engine.parts import BOS, EOG, LetterVocabulary
 from tokenplace import defaults
-from tokenplace.engine.sequence import Sequence, StopMatcher, admit
+from tokenplace.engine.sequence import (
+    BadPrompt,
+    Sequence,
+    StopMatcher,
+    n_common,
+    prompt_digest,
+    tokenise_prompt,
+)
 from tokenplace.errors import ErrorCode
 
 N_CTX = 16
 
 
-def admitted(
-    prompt: str = "hello",
-    max_tokens: int | None = 8,
-    segments: tuple[tuple[str, bool], ...] | None = None,
-) -> Sequence:
-    asked = submit(prompt=prompt, max_tokens=max_tokens, segments=segments)
-    sequence = admit(asked, LetterVocabulary(), N_CTX, now=1.0)
-    assert isinstance(sequence, Sequence)
-    return sequence
+def ids_of(*segments: tuple[str, bool], vocabulary: LetterVocabulary | None = None) -> list[int]:
+    return tokenise_prompt(segments, vocabulary or LetterVocabulary(), N_CTX).tolist()
+
+
+def without_bos() -> LetterVocabulary:
+    vocabulary = LetterVocabulary()
+    vocabulary.first_id = None
+    return vocabulary
 
 
 def test_a_prompt_begins_with_bos_once() -> None:
-    assert admitted("abc").prompt[0] == BOS
-    assert admitted(segments=(("⏵abc", True),)).prompt.tolist() == admitted("abc").prompt.tolist()
+    assert ids_of(("abc", False))[0] == BOS
+    assert ids_of(("⏵abc", True)) == ids_of(("abc", False))
 
 
 def test_a_vocabulary_without_bos_gets_none() -> None:
-    vocabulary = LetterVocabulary()
-    vocabulary.first_id = None
-    sequence = admit(submit(prompt="a"), vocabulary, N_CTX, now=0.0)
-    assert isinstance(sequence, Sequence)
-    assert BOS not in sequence.prompt
+    assert BOS not in ids_of(("a", False), vocabulary=without_bos())
 
 
 def test_control_tokens_come_only_from_segments_that_may_hold_them() -> None:
-    assert EOG in admitted(segments=(("a⏹", True),)).prompt
-    assert EOG not in admitted(segments=(("a", True), ("⏹", False))).prompt
+    assert EOG in ids_of(("a⏹", True))
+    assert EOG not in ids_of(("a", True), ("⏹", False))
 
 
 def test_the_digest_is_of_little_endian_ids() -> None:
-    sequence = admitted("xyz")
-    packed = struct.pack(f"<{len(sequence.prompt)}I", *sequence.prompt.tolist())
-    assert sequence.digest == hashlib.sha256(packed).digest()
-
-
-def test_the_answer_gets_what_the_context_still_holds() -> None:
-    assert admitted("hello", max_tokens=None).max_new == N_CTX - 6
-    assert admitted("hello", max_tokens=100).max_new == N_CTX - 6
-    assert admitted("hello", max_tokens=3).max_new == 3
-    assert admitted("h" * (N_CTX - 2), max_tokens=None).max_new == 1
+    prompt = tokenise_prompt((("xyz", False),), LetterVocabulary(), N_CTX)
+    packed = struct.pack(f"<{len(prompt)}I", *prompt.tolist())
+    assert prompt_digest(prompt) == hashlib.sha256(packed).digest()
 
 
 def test_a_prompt_without_room_for_one_token_is_refused_with_numbers() -> None:
-    refused = admit(submit(request=3, prompt="h" * (N_CTX - 1)), LetterVocabulary(), N_CTX, now=0.0)
-    assert not isinstance(refused, Sequence)
-    assert refused.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    with pytest.raises(BadPrompt) as caught:
+        ids_of(("h" * (N_CTX - 1), False))
+    refused = caught.value.refusal(3)
+    assert (refused.request, refused.code) == (3, ErrorCode.CONTEXT_LENGTH_EXCEEDED)
     assert dict(refused.numbers) == {"n_prompt": N_CTX, "n_ctx": N_CTX}
 
 
@@ -71,22 +69,44 @@ def test_a_prompt_far_too_large_is_not_even_tokenised() -> None:
             raise AssertionError("tokenised")
 
     n_bytes = N_CTX * defaults.MAX_PROMPT_BYTES_PER_TOKEN + 1
-    refused = admit(submit(prompt="é" * (n_bytes // 2 + 1)), Busy(), N_CTX, now=0.0)
-    assert not isinstance(refused, Sequence)
-    assert refused.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED
-    assert dict(refused.numbers)["n_prompt"] >= N_CTX
+    with pytest.raises(BadPrompt) as caught:
+        ids_of(("é" * (n_bytes // 2 + 1), False), vocabulary=Busy())
+    assert caught.value.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert dict(caught.value.numbers)["n_prompt"] >= N_CTX
 
 
 def test_an_empty_prompt_is_refused() -> None:
-    vocabulary = LetterVocabulary()
-    vocabulary.first_id = None
-    refused = admit(submit(segments=()), vocabulary, N_CTX, now=0.0)
-    assert not isinstance(refused, Sequence)
-    assert refused.code == ErrorCode.INVALID_REQUEST
+    with pytest.raises(BadPrompt) as caught:
+        ids_of(vocabulary=without_bos())
+    assert caught.value.code == ErrorCode.INVALID_REQUEST
 
 
-def test_a_sequence_keeps_its_scope() -> None:
-    assert admitted().cache_scope == ALICE
+def test_a_sequence_counts_how_far_it_is() -> None:
+    sequence = Sequence.begin(0, np.array([1, 2, 3], np.int32), max_new=3, answer=[9])
+    assert (sequence.n_missing, sequence.n_new, sequence.is_whole) == (4, 1, False)
+    sequence.n_past = 4
+    sequence.append(8)
+    assert (sequence.n_missing, sequence.cached_ids.tolist()) == (1, [1, 2, 3, 9])
+    sequence.append(7)
+    assert sequence.is_whole
+    assert sequence.ids.tolist() == [1, 2, 3, 9, 8, 7]
+
+
+def test_room_is_reserved_for_what_is_expected_and_no_more_than_may_come() -> None:
+    prompt = np.array([1, 2, 3], np.int32)
+    assert Sequence.begin(0, prompt, max_new=10).n_wanted == 13
+    assert Sequence.begin(0, prompt, max_new=10, n_expected=4).n_wanted == 7
+    assert Sequence.begin(0, prompt, max_new=10, n_expected=4, answer=[5] * 8).n_wanted == 13
+
+
+IDS = st.lists(st.integers(0, 2), max_size=12)
+
+
+@given(IDS, IDS)
+def test_the_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
+    n = n_common(np.array(a, np.int32), np.array(b, np.int32))
+    assert a[:n] == b[:n]
+    assert a[n : n + 1] != b[n : n + 1] or n == min(len(a), len(b))
 
 
 LETTERS = st.text("ab", min_size=1, max_size=4).map(str.encode)

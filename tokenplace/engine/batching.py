@@ -16,19 +16,33 @@ from tokenplace.engine.messages import Done, FromWorker, NewTokens, Refused
 
 @dataclass(slots=True)
 class _Held:
-    """Tokens of one request that wait for its tick; ticks are counted from its first token."""
+    """Tokens of one request that wait for its tick, by choice; ticks are counted from its first
+    token.
+    """
 
     started_at: float
     n_ticks: int = 0
-    tokens: list[NewTokens] = field(default_factory=list)
+    tokens: dict[int, list[NewTokens]] = field(default_factory=dict)
+
+    def put(self, tokens: NewTokens) -> None:
+        self.tokens.setdefault(tokens.choice, []).append(tokens)
 
     def take(self) -> list[FromWorker]:
-        if not self.tokens:
-            return []
-        first, self.tokens, tokens = self.tokens[0], [], self.tokens
-        ids = tuple(token_id for one in tokens for token_id in one.ids)
-        pieces = tuple(piece for one in tokens for piece in one.pieces)
-        return [NewTokens(first.request, first.index, ids, pieces)]
+        held, self.tokens = self.tokens, {}
+        return [_join(tokens) for tokens in held.values()]
+
+
+def _join(tokens: Sequence[NewTokens]) -> NewTokens:
+    """What one choice got, as one message."""
+    first = tokens[0]
+    return NewTokens(
+        first.request,
+        first.choice,
+        first.index,
+        tuple(token_id for one in tokens for token_id in one.ids),
+        tuple(piece for one in tokens for piece in one.pieces),
+        tuple(logprob for one in tokens for logprob in one.logprobs),
+    )
 
 
 class TokenBatcher:
@@ -45,7 +59,7 @@ class TokenBatcher:
             held = self._held.get(event.request) if isinstance(event, _OF_REQUEST) else None
             match event:
                 case NewTokens() if held is not None:
-                    held.tokens.append(event)
+                    held.put(event)
                 case NewTokens():
                     self._held[event.request] = _Held(now)
                     out.append(event)

@@ -1,10 +1,11 @@
 """What each child process of the engine does to itself, and how it talks to its parent.
 
-Start at `enter_child`.
+Start at `enter_child`, then `confine`.
 
 A child runs what strangers influence (C code over their prompts, a template out of a file), so it
-may be killed at any time, must not outlive its parent, and must leave no memory image with prompts
-behind. Blocking I/O: a child has no event loop and does one thing at a time.
+may be killed at any time, must not outlive its parent, must leave no memory image with prompts
+behind, and has nothing to say to the network or the disk. Blocking I/O: a child has no event loop
+and does one thing at a time.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
+from tokenplace import defaults
 from tokenplace.engine.frames import FrameDecoder, encode_frame
+from tokenplace.engine.sandbox import refuse_calls, refuse_files, refuse_privileges
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _READ_BYTES: Final = 1 << 16
+
+NETWORK: Final = "network"
+FILES: Final = "files"
+PROGRAMS: Final = "programs"
+PROTECTIONS: Final = (NETWORK, FILES, PROGRAMS)
+"""What a child can be kept from: making sockets, opening files, starting programs."""
 
 
 class ParentGone(Exception):
@@ -70,7 +79,7 @@ class ParentPipe:
 
 
 def enter_child(argv: list[str]) -> ParentPipe:
-    """Confine this process and open its pipe.
+    """Make this process a child, and open its pipe.
 
     argv: file descriptor and parent's process id, as `process.py` gives them. Raises `ParentGone`.
     """
@@ -84,6 +93,43 @@ def enter_child(argv: list[str]) -> ParentPipe:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # nor may another process of this user read it
+    refuse_privileges()
     if os.getppid() != parent_pid:  # it died before the line above could see it
         raise ParentGone
     return ParentPipe(socket.socket(fileno=fd))
+
+
+def confine_worker(has_gpu: bool = False) -> tuple[str, ...]:
+    """From now on: no files, sockets, programs or processes, and only so much more memory; what is
+    open stays open. Those of `PROTECTIONS` that are in force.
+
+    Everything must be imported and loaded. has_gpu: its driver may go on using files and memory.
+    """
+    if not has_gpu:
+        _limit_growth()
+    return confine(has_gpu=has_gpu)
+
+
+def confine(*, has_gpu: bool = False) -> tuple[str, ...]:
+    """The same, without a word of memory."""
+    has_landlock = not has_gpu and refuse_files()
+    has_seccomp = refuse_calls(has_gpu=has_gpu)
+    in_force = {
+        NETWORK: has_seccomp,  # Landlock knows TCP only
+        FILES: has_landlock or (has_seccomp and not has_gpu),
+        PROGRAMS: has_landlock or has_seccomp,
+    }
+    return tuple(protection for protection in PROTECTIONS if in_force[protection])
+
+
+def _limit_growth() -> None:
+    """Bound what a request can make this process take; over it, the request costs the process.
+
+    Not RLIMIT_AS: mapped weights count there. RLIMIT_DATA counts what can be written and belongs to
+    this process alone: heap, KV cache, stacks.
+    """
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as status:
+            (data_kb,) = (line.split()[1] for line in status if line.startswith("VmData:"))
+        limit = int(data_kb) * 1024 + defaults.WORKER_GROWTH_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date
 from typing import Final
 
 import trio
 
 from tokenplace import defaults
+from tokenplace.engine.constraint import grammar_for, grammar_param
+from tokenplace.engine.grammar_check import GrammarChecker
 from tokenplace.engine.guard import Segment
 from tokenplace.engine.launch import EngineSpec as EngineSpec
 from tokenplace.engine.messages import Done, NewTokens, Queued, Refused, Submit
 from tokenplace.engine.supervisor import Answer, Mail, Supervisor
 from tokenplace.engine.supervisor import EngineLoad as EngineLoad
 from tokenplace.engine.template import TemplateRenderer, template_hash
+from tokenplace.engine.tools import tool_format
 from tokenplace.errors import (
     DONOR_ERRORS,
     BadFormat,
@@ -40,17 +43,20 @@ from tokenplace.generation import (
     Event,
     Finished,
     GenerateRequest,
+    GrammarStop,
     LengthStop,
+    Logprob,
     Stop,
     StringStop,
     TextInput,
     Timings,
     Tokens,
+    ToolChoice,
+    TopToken,
     Usage,
 )
 
 _SAMPLER: Final = "tp/1"
-_CHOICE: Final = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class EngineInfo:
     """What a donor may say of its model: the fields of an offer (docs/protocol.md, section 3).
 
     template is empty, and "chat" not among the features, when the file has no chat template.
+    n_slots: requests that run at once.
     """
 
     name: str
@@ -66,17 +73,25 @@ class EngineInfo:
     profile: str
     n_ctx: int
     features: tuple[str, ...]
+    n_slots: int = 1
 
 
 class Engine:
     """One loaded model. Made by `open_engine`."""
 
     def __init__(
-        self, info: EngineInfo, supervisor: Supervisor, renderer: TemplateRenderer | None
+        self,
+        info: EngineInfo,
+        supervisor: Supervisor,
+        renderer: TemplateRenderer | None,
+        checker: GrammarChecker,
     ) -> None:
         self.info = info
         self._supervisor = supervisor
         self._renderer = renderer
+        self._checker = checker
+        self._tool_format = tool_format(supervisor.ready.template)
+        self._control_texts = frozenset(supervisor.ready.control_texts)
 
     @property
     def load(self) -> EngineLoad:
@@ -93,11 +108,16 @@ class Engine:
         """Answer a request: see `generation.Generator`.
 
         Raises `ModelNotOffered`, `TemplateMismatch`, `Unsupported`, `InvalidRequest`, `BadFormat`,
-        `TemplateFailed`, `ContextLengthExceeded`, `RequestTooBig`, `DonorBusy`, `Quarantined`,
-        `WorkerCrashed`, `DonorInternalError`, `DonorFinishing`.
+        `TemplateFailed`, `ContextLengthExceeded`, `RequestTooBig`, `PromptMismatch`,
+        `ResumeRejected`, `DonorBusy`, `Quarantined`, `WorkerCrashed`, `DonorInternalError`,
+        `DonorFinishing`.
         """
         self._check(request)
-        submit = to_submit(request, await self._segments(request))
+        grammar = grammar_for(request, self._tool_format, self._control_texts)
+        segments = await self._segments(request)
+        if grammar:
+            await self._checker.check(grammar, grammar_param(request))
+        submit = to_submit(request, segments, grammar)
         answer = await self._supervisor.submit(submit)
         try:
             while True:
@@ -114,13 +134,14 @@ class Engine:
     def _check(self, request: GenerateRequest) -> None:
         if request.artifact and request.artifact != self.info.artifact:
             raise ModelNotOffered
-        if request.resume:
-            raise Unsupported("resume")
         if isinstance(request.input, ChatInput):
-            if not self.info.template:
+            if self._renderer is None:
                 raise Unsupported("chat")
             if request.template and request.template != self.info.template:
                 raise TemplateMismatch
+            has_tools = request.input.tools and request.input.tool_choice is not ToolChoice.NONE
+            if has_tools and not self._renderer.has_tools:
+                raise Unsupported("tools")
         try:
             date.fromisoformat(request.as_of)
         except ValueError:
@@ -132,12 +153,12 @@ class Engine:
             case TextInput(prompt):
                 _check_text(prompt, "prompt")
                 return ((prompt, False),)
-            case ChatInput(messages):
+            case ChatInput(messages) as chat:
                 for message in messages:
                     _check_text(message.role, "messages")
                     _check_text(message.content, "messages")
                 assert self._renderer is not None, "checked before"
-                return await self._renderer.render(messages, request.as_of)
+                return await self._renderer.render(chat, request.as_of)
 
 
 @asynccontextmanager
@@ -151,6 +172,7 @@ async def open_engine(spec: EngineSpec) -> AsyncIterator[Engine]:
         raise ConfigError(f"{spec.n_threads} threads cannot run a model.")
     supervisor = await Supervisor.start(spec)
     renderer = None
+    checker = GrammarChecker(supervisor.ready.control_texts)
     try:
         ready = supervisor.ready
         if ready.template:
@@ -165,33 +187,44 @@ async def open_engine(spec: EngineSpec) -> AsyncIterator[Engine]:
             template=template_hash(ready.template) if renderer else "",
             profile=ready.profile,
             n_ctx=ready.n_ctx,
-            features=("chat",) if renderer else (),
+            features=_features(renderer),
+            n_slots=ready.n_slots,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervisor.run)
-            yield Engine(info, supervisor, renderer)
+            yield Engine(info, supervisor, renderer, checker)
             nursery.cancel_scope.cancel()
     finally:
         if renderer is not None:
             await renderer.aclose()
+        await checker.aclose()
         await supervisor.aclose()
 
 
-def to_submit(request: GenerateRequest, segments: tuple[Segment, ...]) -> Submit:
+def _features(renderer: TemplateRenderer | None) -> tuple[str, ...]:
+    """What an offer says that the model can do, beside continuing a text."""
+    if renderer is None:
+        return ("grammar",)
+    return ("chat", "tools", "grammar") if renderer.has_tools else ("chat", "grammar")
+
+
+def to_submit(request: GenerateRequest, segments: tuple[Segment, ...], grammar: str) -> Submit:
     """The worker's part of a request; its id is given later."""
-    sampling = request.sampling
     return Submit(
         request=0,
+        bucket=request.bucket,
         segments=segments,
-        temperature=float(sampling.temperature),
-        top_k=sampling.top_k,
-        top_p=float(sampling.top_p),
-        min_p=float(sampling.min_p),
+        sampling=astuple(request.sampling),
+        n=request.n,
         seed=request.seed,
         cache_scope=request.cache_scope,
         max_tokens=request.max_tokens,
         stop=tuple(stop.encode() for stop in request.stop),
         ignore_eog=request.ignore_eog,
+        top_logprobs=request.top_logprobs,
+        grammar=grammar,
+        resume=tuple((resume.choice, resume.ids) for resume in request.resume),
+        prompt_digest=request.prompt_digest,
     )
 
 
@@ -210,10 +243,13 @@ def to_event(mail: Mail) -> Event:
                 position=mail.position,
             )
         case NewTokens():
-            return Tokens(_CHOICE, mail.index, mail.ids, mail.pieces)
+            logprobs = tuple(
+                Logprob(own, tuple(TopToken(*token) for token in top)) for own, top in mail.logprobs
+            )
+            return Tokens(mail.choice, mail.index, mail.ids, mail.pieces, logprobs)
         case Done():
             return Finished(
-                (ChoiceEnd(_CHOICE, _stop(mail)),),
+                tuple(ChoiceEnd(choice, _stop(end)) for choice, end in mail.ends),
                 Usage(mail.n_prompt, mail.n_cached, mail.n_completion),
                 Timings(mail.queue_ms, mail.prefill_ms, mail.decode_ms),
             )
@@ -221,14 +257,17 @@ def to_event(mail: Mail) -> Event:
             raise DONOR_ERRORS[ErrorCode(mail.code)](mail.detail, numbers=dict(mail.numbers))
         case TokenplaceError():
             raise mail
+        case _:
+            raise AssertionError(f"{type(mail).__name__} answers another question")
 
 
-def _stop(done: Done) -> Stop:
-    if done.eog_id is not None:
-        return EogStop(done.eog_id)
-    if done.stop_string is not None:
-        return StringStop(done.stop_string.decode("utf-8", "replace"))
-    return LengthStop()
+def _stop(end: int | bytes | str) -> Stop:
+    """What ended a choice: see `messages.Done`."""
+    if isinstance(end, int):
+        return EogStop(end)
+    if isinstance(end, bytes):
+        return StringStop(end.decode("utf-8", "replace"))
+    return GrammarStop() if end == "grammar" else LengthStop()
 
 
 async def _next_mail(answer: Answer) -> Mail | None:

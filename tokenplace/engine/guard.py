@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 Segment = tuple[str, bool]
 """A piece of a prompt, and whether the texts of control tokens in it are control tokens."""
@@ -44,18 +45,29 @@ class Guard:
 
     The stand-ins are digits that nobody can guess and that no usual filter (trim, upper, tojson)
     changes, so the template still sees all the rest of what the user wrote. They and what is
-    between them are tokenised separately.
+    between them are tokenised separately. Seven digits count more than a request has characters.
     """
 
     def __init__(self, control: re.Pattern[str]) -> None:
         self._control = control
         self._nonce = f"{secrets.randbelow(10**24):024d}"
-        self._stand_in = re.compile(self._nonce + "([0-9]{6})")
+        self._stand_in = re.compile(self._nonce + "([0-9]{7})")
         self._hidden: list[str] = []
 
     def hide(self, content: str) -> str:
         """A message's content with stand-ins."""
         return self._control.sub(self._put, content)
+
+    def hide_in(self, value: Any) -> Any:
+        """The same for every text in a value of JSON, keys included."""
+        match value:
+            case str():
+                return self.hide(value)
+            case list():
+                return [self.hide_in(inner) for inner in value]
+            case dict():
+                return {self.hide(key): self.hide_in(inner) for key, inner in value.items()}
+        return value
 
     def split(self, rendered: str) -> list[Segment]:
         """The rendered prompt in segments; what was hidden is mere text."""
@@ -70,4 +82,4 @@ class Guard:
 
     def _put(self, match: re.Match[str]) -> str:
         self._hidden.append(match[0])
-        return f"{self._nonce}{len(self._hidden) - 1:06d}"
+        return f"{self._nonce}{len(self._hidden) - 1:07d}"

@@ -1,4 +1,4 @@
-"""The only file that imports llama_cpp: a model, its vocabulary, one sequence's KV cache.
+"""The only file that imports llama_cpp to generate: a model, its vocabulary, its KV cache.
 
 Start at `LlamaContext.decode`.
 
@@ -11,6 +11,8 @@ worker process.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence as AbstractSequence
+from functools import cached_property
 from typing import Any, Final
 
 import llama_cpp as lib
@@ -18,12 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenplace import defaults
-from tokenplace.engine.scheduler import DecodeFailed
+from tokenplace.engine.grammar import GrammarTokenizer, LlamaMatcher
+from tokenplace.engine.messages import Load
+from tokenplace.engine.runner import CacheFull, DecodeFailed
+from tokenplace.engine.scheduler import Chunk, Copy, Keep
+from tokenplace.engine.sizing import NoRoom, size_context
+from tokenplace.engine.tools import SHOWN_TEXTS
 
 _LOG_ERROR: Final = 4
-_SEQUENCE: Final = 0  # one sequence at a time
+_CACHE_FULL: Final = 1  # what llama_decode returns when it finds no room in the KV cache
+_ALL_LAYERS: Final = -1
+_FLASH_ATTENTION: Final = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+# Names of llama.cpp's --cache-type: its number, and bytes of 32 values.
+_KV_TYPES: Final = {
+    "f16": (lib.GGML_TYPE_F16, 64),
+    "q8_0": (lib.GGML_TYPE_Q8_0, 34),
+    "q4_0": (lib.GGML_TYPE_Q4_0, 18),
+}
 _MAX_PIECE_BYTES: Final = 1 << 12
 _MAX_REASON_CHARS: Final = 200
+_MAX_METADATA_BYTES: Final = 256
 
 
 class LoadError(Exception):
@@ -60,17 +80,22 @@ class _Log:
 class LlamaModel:
     """A loaded GGUF: its weights, vocabulary and chat template."""
 
-    def __init__(self, path: str) -> None:
-        """Raises `LoadError`."""
+    def __init__(self, path: str, n_gpu_layers: int | None = None) -> None:
+        """`n_gpu_layers` None: all, if llama.cpp was built for a GPU. Raises `LoadError`."""
         self.log = _Log()
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP  # pages are shared between processes
+        self.has_gpu = bool(lib.llama_supports_gpu_offload())
+        params.n_gpu_layers = _ALL_LAYERS if n_gpu_layers is None else n_gpu_layers
         self.handle: Any = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise LoadError(self.log.first_error())
         self.vocabulary = LlamaVocabulary(lib.llama_model_get_vocab(self.handle))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.handle)
+        self.can_cut = not (
+            lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
+        )
         if not lib.llama_model_has_decoder(self.handle):
             raise LoadError("it does not generate text")
         template: bytes = lib.llama_model_chat_template(self.handle, None) or b""
@@ -80,6 +105,17 @@ class LlamaModel:
             self.template = template.decode()
         except UnicodeDecodeError:
             raise LoadError("its chat template is not valid UTF-8") from None
+
+    def number(self, key: str) -> int:
+        """A number of the file's metadata, by its name without the architecture's; 0 if absent."""
+        architecture = self._metadata("general.architecture")
+        text = self._metadata(f"{architecture}.{key}")
+        return int(text) if text.isdecimal() else 0
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(_MAX_METADATA_BYTES)
+        n = lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
 
 
 class LlamaVocabulary:
@@ -102,31 +138,57 @@ class LlamaVocabulary:
             for token_id in range(self.n_tokens)
             if lib.llama_vocab_is_eog(handle, token_id)
         )
-        self.control_texts = self._control_texts()
+        control = self._control_texts()
+        self.control_texts = tuple(control.values())
+        self._shown_ids = frozenset(
+            token_id
+            for token_id, text in control.items()
+            if text in SHOWN_TEXTS and token_id not in self.eog_ids
+        )
+        self._control = control
 
-    def tokenise(self, text: str, parse_special: bool) -> list[int]:
-        """Ids of `text`, without BOS.
+    def tokenise(self, text: str, parse_special: bool, add_special: bool = False) -> list[int]:
+        """Ids of `text`.
 
-        With `parse_special`, the text of a control token becomes that token.
+        With `parse_special`, the text of a control token becomes that token. With `add_special`,
+        what this vocabulary wants around a text is there, BOS for instance.
         """
         data = text.encode()
         size = len(data) + 16
         while True:
             ids = (ctypes.c_int32 * size)()
-            n = lib.llama_tokenize(self._handle, data, len(data), ids, size, False, parse_special)
+            n = lib.llama_tokenize(
+                self._handle, data, len(data), ids, size, add_special, parse_special
+            )
             if n >= 0:
                 return ids[:n]
             size = -n
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that a token adds to the text; none for a control token. The id must exist."""
+        """The bytes that a token adds to the text; none for a control token, unless it marks a tool
+        call. The id must exist.
+        """
         piece = self._pieces.get(token_id)
         if piece is None:
+            is_shown = token_id in self._shown_ids
             n = lib.llama_token_to_piece(
-                self._handle, token_id, self._buffer, _MAX_PIECE_BYTES, 0, False
+                self._handle, token_id, self._buffer, _MAX_PIECE_BYTES, 0, is_shown
             )
             piece = self._pieces[token_id] = self._buffer.raw[: max(n, 0)]
         return piece
+
+    def matcher(self, grammar: str) -> LlamaMatcher:
+        """What lets only this grammar through. Raises `BadGrammar`."""
+        return self._grammar_tokeniser.matcher(grammar)
+
+    @cached_property
+    def _grammar_tokeniser(self) -> GrammarTokenizer:
+        return GrammarTokenizer(
+            [self.piece(token_id) for token_id in range(self.n_tokens)],
+            self._control,
+            self.eog_ids,
+            lambda text: self.tokenise(text, parse_special=False),
+        )
 
     def _text(self, token_id: int) -> str:
         if token_id < 0:  # the vocabulary has no such token
@@ -134,86 +196,116 @@ class LlamaVocabulary:
         text: bytes = lib.llama_vocab_get_text(self._handle, token_id)
         return text.decode("utf-8", "replace")
 
-    def _control_texts(self) -> tuple[str, ...]:
+    def _control_texts(self) -> dict[int, str]:
         """What a user must not be able to say: the texts that `parse_special` makes tokens."""
         control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        texts = (
-            self._text(token_id)
+        texts = {
+            token_id: self._text(token_id)
             for token_id in range(self.n_tokens)
             if token_id in self.eog_ids
             or lib.llama_vocab_get_attr(self._handle, token_id) & control
-        )
-        return tuple(text for text in texts if text)
+        }
+        return {token_id: text for token_id, text in texts.items() if text}
 
 
 class LlamaContext:
-    """The KV cache of one sequence, and the logits after its last token."""
+    """The KV cache of many sequences, and the logits of a step."""
 
-    def __init__(self, model: LlamaModel, n_ctx: int | None, n_threads: int) -> None:
-        """`n_ctx` None: what the model was trained for, at most `DEFAULT_N_CTX`.
-
-        Raises `LoadError`.
-        """
-        trained = model.n_ctx_train or defaults.DEFAULT_N_CTX
-        wanted = min(n_ctx or defaults.DEFAULT_N_CTX, trained)
-        params = lib.llama_context_default_params()
-        params.n_ctx = wanted
-        params.n_batch = params.n_ubatch = defaults.MAX_PREFILL_CHUNK
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = n_threads
-        params.no_perf = True
-        self._handle: Any = lib.llama_init_from_model(model.handle, params)
-        if not self._handle:
-            raise LoadError(
-                f"no memory for a context of {wanted} tokens: {model.log.first_error()}"
+    def __init__(self, model: LlamaModel, load: Load) -> None:
+        """`load` says how large; see `sizing`. Raises `LoadError`."""
+        try:
+            size = size_context(
+                n_ctx_train=model.n_ctx_train,
+                wanted_n_ctx=load.n_ctx,
+                wanted_slots=load.n_slots,
+                bytes_per_token=kv_bytes_per_token(model, load),
+                kv_bytes=load.kv_bytes,
             )
+        except NoRoom as error:
+            raise LoadError(str(error)) from None
+        params = context_params(load)
+        params.n_ctx = size.n_cells
+        params.n_batch = defaults.MAX_PREFILL_CHUNK + size.n_running
+        params.n_ubatch = defaults.MAX_PREFILL_CHUNK
+        params.n_seq_max = size.n_slots
+        params.kv_unified = size.is_shared
+        self._handle = new_context(model, params)
         self._memory = lib.llama_get_memory(self._handle)
+        if not self._memory:
+            raise LoadError("it does not generate text")
         # llama.cpp rounds the context up; what was asked for is what is promised.
-        self.n_ctx = min(wanted, int(lib.llama_n_ctx(self._handle)))
-        self._n_batch = int(lib.llama_n_batch(self._handle))
-        self._batch = _Batch(self._n_batch)
-        self._row_type = ctypes.c_float * model.vocabulary.n_tokens
-        self.profile = f"llama-cpp-python {lib.__version__}, KV f16, context {self.n_ctx}"
+        self.size = size
+        self.n_ctx = size.n_ctx
+        self.can_cut = model.can_cut
+        self.n_batch = int(lib.llama_n_batch(self._handle))
+        self._batch = _Batch(self.n_batch, size.n_slots)
+        self._n_vocab = model.vocabulary.n_tokens
+        self.profile = (
+            f"llama-cpp-python {lib.__version__}, KV {load.kv_type}, context {self.n_ctx}"
+        )
 
-    def decode(self, ids: Any, position: int) -> None:
-        """Compute `ids`, the first at `position`; logits are kept for the last.
+    def apply(self, move: Keep | Copy) -> None:
+        """Forget or copy. Raises `DecodeFailed` if this model's memory cannot do it."""
+        match move:
+            case Keep(slot, n):
+                self._cut(slot, n)
+            case Copy(source, slot, n) if self.size.is_shared:
+                self._cut(slot, 0)
+                lib.llama_memory_seq_cp(self._memory, source, slot, 0, n)
+            case Copy(source, slot, n):  # of a part it would abort the process
+                self._cut(slot, 0)
+                lib.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+                self._cut(slot, n)
 
-        Raises `DecodeFailed`.
+    def decode(self, chunks: AbstractSequence[Chunk]) -> NDArray[np.float32]:
+        """Compute the chunks as one batch. The rows of logits wanted, in the chunks' order, where
+        they lie: valid until the next call. Raises `CacheFull` and `DecodeFailed`.
         """
-        assert 0 < len(ids) <= self._n_batch, "llama.cpp would abort the process"
-        assert position + len(ids) <= self.n_ctx, "there is no room in the KV cache"
-        if lib.llama_decode(self._handle, self._batch.fill(ids, position)) != 0:
+        self._batch.clear()
+        for chunk in chunks:
+            assert chunk.start + chunk.n <= self.n_ctx, "there is no room in the KV cache"
+            self._batch.add(chunk)
+        status = lib.llama_decode(self._handle, self._batch.filled())
+        if status == _CACHE_FULL:
+            raise CacheFull
+        if status != 0:
             raise DecodeFailed
+        return self._rows(sum(chunk.n_rows for chunk in chunks))
 
-    def logits(self) -> NDArray[np.float32]:
-        """The row after the last decoded token, where it lies; valid until the next `decode`."""
-        row = lib.llama_get_logits_ith(self._handle, -1)
-        if not row:
+    def set_threads(self, n_threads: int) -> None:
+        """Compute with so many from the next step on."""
+        lib.llama_set_n_threads(self._handle, n_threads, n_threads)
+
+    def _rows(self, n_rows: int) -> NDArray[np.float32]:
+        if n_rows == 0:
+            return np.empty((0, self._n_vocab), np.float32)
+        rows = lib.llama_get_logits(self._handle)
+        if not rows:
             raise DecodeFailed
-        address = ctypes.addressof(row.contents)
-        return np.frombuffer(memoryview(self._row_type.from_address(address)), np.float32)
+        memory = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(
+            ctypes.addressof(rows.contents)
+        )
+        return np.frombuffer(memory, np.float32).reshape(n_rows, self._n_vocab)
 
-    def keep(self, n: int) -> int:
-        """Forget all but the first `n` tokens.
-
-        Models with a recurrent state cannot, and forget all.
-        """
-        if n > 0 and lib.llama_memory_seq_rm(self._memory, _SEQUENCE, n, -1):
-            return n
-        lib.llama_memory_clear(self._memory, True)
-        return 0
+    def _cut(self, slot: int, n: int) -> None:
+        if not lib.llama_memory_seq_rm(self._memory, slot, n if n > 0 else -1, -1):
+            raise DecodeFailed
 
 
 class _Batch:
     """llama.cpp's batch over arrays of ours, so that filling it is a few vector stores."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, n_slots: int) -> None:
+        self._size = size
+        self._n = 0
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
         self._n_sequences = np.ones(size, np.int32)
         self._wants_logits = np.zeros(size, np.int8)
-        self._sequence = np.array([_SEQUENCE], np.int32)
-        self._sequences = np.full(size, self._sequence.ctypes.data, np.uintp)
+        self._slots = np.arange(n_slots, dtype=np.int32)
+        addresses = self._slots.ctypes.data + np.arange(n_slots) * self._slots.itemsize
+        self._slot_addresses: NDArray[np.uintp] = addresses.astype(np.uintp)
+        self._sequences = np.zeros(size, np.uintp)
         batch = self._batch = lib.llama_batch()
         for name, array in (
             ("token", self._tokens),
@@ -225,11 +317,55 @@ class _Batch:
             field_type = type(getattr(batch, name))
             setattr(batch, name, ctypes.cast(array.ctypes.data, field_type))
 
-    def fill(self, ids: Any, position: int) -> Any:
-        n = len(ids)
-        self._tokens[:n] = ids
-        self._positions[:n] = np.arange(position, position + n)
-        self._wants_logits[: n - 1] = 0
-        self._wants_logits[n - 1] = 1
-        self._batch.n_tokens = n
+    def clear(self) -> None:
+        self._n = 0
+
+    def add(self, chunk: Chunk) -> None:
+        begin, end = self._n, self._n + chunk.n
+        assert chunk.n > 0, "an empty chunk"
+        assert end <= self._size, "llama.cpp would abort the process"
+        sequence = chunk.sequence
+        assert sequence.slot is not None, "only who has a slot is computed"
+        self._tokens[begin:end] = sequence.buffer[chunk.start : chunk.start + chunk.n]
+        if chunk.n == 1:
+            self._positions[begin] = chunk.start
+        else:
+            self._positions[begin:end] = np.arange(chunk.start, chunk.start + chunk.n)
+        self._sequences[begin:end] = self._slot_addresses[sequence.slot]
+        self._wants_logits[begin:end] = 0
+        self._wants_logits[end - chunk.n_rows : end] = 1
+        self._n = end
+
+    def filled(self) -> Any:
+        self._batch.n_tokens = self._n
         return self._batch
+
+
+def context_params(load: Load) -> Any:
+    """How every context is made, but for its size."""
+    params = lib.llama_context_default_params()
+    params.type_k = params.type_v = _KV_TYPES[load.kv_type][0]
+    params.flash_attn_type = _FLASH_ATTENTION[load.flash_attention]
+    params.n_threads = params.n_threads_batch = load.n_threads
+    params.no_perf = True
+    return params
+
+
+def new_context(model: LlamaModel, params: Any) -> Any:
+    """llama.cpp's handle. Raises `LoadError`."""
+    handle = lib.llama_init_from_model(model.handle, params)
+    if not handle:
+        reason = model.log.first_error()
+        raise LoadError(f"no memory for a context of {params.n_ctx} tokens: {reason}")
+    return handle
+
+
+def kv_bytes_per_token(model: LlamaModel, load: Load) -> int:
+    """What the KV cache takes for each token; an upper bound for models that save some."""
+    handle = model.handle
+    n_layers, n_heads = lib.llama_model_n_layer(handle), lib.llama_model_n_head(handle)
+    width = lib.llama_model_n_embd(handle) // max(1, n_heads)
+    key = model.number("attention.key_length") or width
+    value = model.number("attention.value_length") or width
+    values = int(n_layers * lib.llama_model_n_head_kv(handle) * (key + value))
+    return values * _KV_TYPES[load.kv_type][1] // 32

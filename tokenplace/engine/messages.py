@@ -21,32 +21,47 @@ from tokenplace.engine.frames import BadFrame
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """First message: load this GGUF. `n_ctx` None leaves the context's size to the worker."""
+    """First message: load this GGUF. The fields are `EngineSpec`'s; None leaves a figure to the
+    worker.
+
+    kv_bytes: memory that the KV cache may take. box_fd: descriptor of the `BlackBox`, if there is
+    one.
+    """
 
     path: str
     n_threads: int
     n_ctx: int | None
+    n_slots: int | None
+    kv_bytes: int
+    kv_type: str
+    n_gpu_layers: int | None
+    flash_attention: str
+    box_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
     """Generate.
 
-    `segments` are (text, may contain control tokens); `stop` is in UTF-8; the rest as
-    `GenerateRequest`.
+    `segments` are (text, may contain control tokens); `sampling` has the fields of `SamplingParams`
+    in order; `stop` is in UTF-8; `grammar` is llguidance's, empty for none; `resume` has (choice,
+    ids), and then only these choices are wanted; the rest as `GenerateRequest`.
     """
 
     request: int
+    bucket: str
     segments: tuple[tuple[str, bool], ...]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
+    sampling: tuple[Any, ...]
+    n: int
     seed: bytes
     cache_scope: bytes
     max_tokens: int | None
     stop: tuple[bytes, ...]
     ignore_eog: bool
+    top_logprobs: int | None
+    grammar: str
+    resume: tuple[tuple[int, tuple[int, ...]], ...]
+    prompt_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,42 @@ class Cancel:
     request: int
 
 
-ToWorker = Load | Submit | Cancel
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Make vectors: `EmbedRequest`."""
+
+    request: int
+    bucket: str
+    texts: tuple[str, ...]
+    dimensions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Tokenise, and no more; `segments` as in `Submit`."""
+
+    request: int
+    segments: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Say how likely `ids` are after the prompt: `ScoreRequest`.
+
+    `segments` and `sampling` as in `Submit`; an empty `sampling` draws nothing.
+    """
+
+    request: int
+    bucket: str
+    segments: tuple[tuple[str, bool], ...]
+    ids: tuple[int, ...]
+    cache_scope: bytes
+    sampling: tuple[Any, ...]
+    seed: bytes
+    choice: int
+
+
+ToWorker = Load | Submit | Cancel | Embed | Count | Score
 
 # ---------------------------------------------------------------- from the worker
 
@@ -72,10 +122,12 @@ class LoadFailed:
 class Ready:
     """The model is loaded and has generated.
 
-    Speeds are in tokens a second; `template` is empty when the file has none.
+    `n_slots` sequences run at a time; speeds are in tokens a second; `template` is empty when the
+    file has none. confinement: what the worker can no longer do, as `confine_worker` says it.
     """
 
     n_ctx: int
+    n_slots: int
     template: str
     bos: str
     eos: str
@@ -83,6 +135,7 @@ class Ready:
     profile: str
     prefill_tps: float
     decode_tps: float
+    confinement: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +164,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """One step's tokens of one request."""
+    """One step's tokens of one choice. `logprobs` has, for each id, its log-probability and
+    ((id, bytes, log-probability), …) of the most likely ones; it is empty if nobody asked.
+    """
 
     request: int
+    choice: int
     index: int
     ids: tuple[int, ...]
     pieces: tuple[bytes, ...]
+    logprobs: tuple[tuple[float, tuple[tuple[int, bytes, float], ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """The answer is whole.
 
-    `eog_id` or `stop_string` says why; neither: its length. Speeds as in `Ready`.
+    `ends` has for each choice (choice, the end-of-generation id, stop string, "length" or "grammar"
+    that ended it). Speeds as in `Ready`.
     """
 
     request: int
-    eog_id: int | None
-    stop_string: bytes | None
+    ends: tuple[tuple[int, int | bytes | str], ...]
     n_prompt: int
     n_cached: int
     n_completion: int
@@ -137,6 +194,41 @@ class Done:
     decode_ms: int
     prefill_tps: float
     decode_tps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of some texts, the first of them number `index`, and their tokens:
+    `operations.Embeddings`. `is_last` ends the answer.
+    """
+
+    request: int
+    index: int
+    vectors: tuple[bytes, ...]
+    n_tokens: tuple[int, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The answer to `Count`."""
+
+    request: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of some ids, the first of them number `index`: the fields of
+    `operations.TokenScore`, and, if asked for, what tp/1 draws there. `is_last` ends the answer.
+    """
+
+    request: int
+    index: int
+    scores: tuple[tuple[float, float, int, float], ...]
+    drawn: tuple[int, ...]
+    n_prompt: int
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +241,27 @@ class Refused:
     numbers: tuple[tuple[str, int], ...] = ()
 
 
-FromWorker = LoadFailed | Ready | Queued | Progress | NewTokens | Done | Refused
+FromWorker = (
+    LoadFailed
+    | Ready
+    | Queued
+    | Progress
+    | NewTokens
+    | Done
+    | Embedded
+    | Counted
+    | Scored
+    | Refused
+)
 
 # ---------------------------------------------------------------- on the pipe
 
 _CLASSES: Final[dict[str, Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Load, Submit, Cancel),
-        *(LoadFailed, Ready, Queued, Progress, NewTokens, Done, Refused),
+        *(Load, Submit, Cancel, Embed, Count, Score),
+        *(LoadFailed, Ready, Queued, Progress, NewTokens, Done),
+        *(Embedded, Counted, Scored, Refused),
     )
 }
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
@@ -167,7 +271,6 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "bytes": (bytes,),
     "bool": (bool,),
     "int | None": (int, type(None)),
-    "bytes | None": (bytes, type(None)),
 }
 _FIELD_TYPES: Final = {
     name: tuple(_TYPES.get(str(field.type), (tuple,)) for field in fields(cls))

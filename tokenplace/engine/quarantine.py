@@ -29,8 +29,8 @@ class Quarantine:
         Seed and scope do not count: a retry may have others.
         """
         asked = (
-            *(submit.segments, submit.temperature, submit.top_k, submit.top_p, submit.min_p),
-            *(submit.max_tokens, submit.stop, submit.ignore_eog),
+            *(submit.segments, submit.grammar, submit.sampling, submit.n),
+            *(submit.max_tokens, submit.stop, submit.ignore_eog, submit.top_logprobs),
         )
         return hashlib.blake2b(msgpack.packb(asked), key=self._key, digest_size=32).digest()
 

@@ -2,7 +2,7 @@
 
 Start at `answer`. A template is a program out of a model file. jinja2's immutable sandbox keeps it
 from Python's internals and from the disk, but not from looping for ever or filling the memory:
-limits on this process do (`_limit`), and the parent's clock (`template.py`).
+limits on this process do (`limits.py`), and the parent's clock (`template.py`).
 
 Version `jinja/1`: what a template finds here is what Hugging Face's `apply_chat_template` gives it,
 except that the clock shows the request's date. A change to it changes prompts, so it needs a new
@@ -11,9 +11,9 @@ version (docs/protocol.md, section 2).
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-import resource
 import sys
 from collections.abc import Callable
 from datetime import date, datetime
@@ -26,12 +26,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tokenplace import defaults
-from tokenplace.engine.confine import ParentGone, enter_child
+from tokenplace.engine.chat_values import BadValue, to_messages, to_tools
+from tokenplace.engine.confine import ParentGone, confine, enter_child
 from tokenplace.engine.guard import Guard, Segment, any_of
+from tokenplace.engine.limits import allow_cpu, limit_process
 
-_FILE_BYTES: Final = 0  # a renderer writes no files
-# In case the parent is too busy to look at its clock.
-_CPU_S: Final = int(defaults.RENDER_TIMEOUT_S) + 1
+# jinja2 and Python import these when they first need them, for an error, a word in quotes, a
+# filter; then this process may open no file any more.
+_NEEDED_LATER: Final = ("encodings.unicode_escape", "jinja2.constants", "jinja2.debug")
 
 
 class Refusal(Exception):
@@ -49,11 +51,11 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-Render = Callable[[list[tuple[str, str]], str], str]
+Render = Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, str], str]
 
 
 def compile_template(source: str, bos: str, eos: str) -> Render:
-    """A function of (messages, as_of) that renders the prompt.
+    """A function of (messages, tools, as_of) that renders the prompt.
 
     Raises `jinja2.TemplateSyntaxError`.
     """
@@ -66,16 +68,18 @@ def compile_template(source: str, bos: str, eos: str) -> Render:
     environment.globals["raise_exception"] = _raise_exception
     template = environment.from_string(source)
 
-    def render(messages: list[tuple[str, str]], as_of: str) -> str:
+    def render(
+        messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, as_of: str
+    ) -> str:
         day = date.fromisoformat(as_of)
 
         def strftime_now(format: str) -> str:
             return datetime(day.year, day.month, day.day).strftime(format)
 
         return template.render(
-            messages=[{"role": role, "content": content} for role, content in messages],
+            messages=messages,
             add_generation_prompt=True,
-            tools=None,
+            tools=tools,
             documents=None,
             bos_token=bos,
             eos_token=eos,
@@ -92,6 +96,25 @@ def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
 
 def _raise_exception(message: str) -> NoReturn:
     raise Refusal(message)
+
+
+_PROBE: Final = "tokenplace_probe"
+_PROBES: Final = (
+    [{"role": "user", "content": "?"}],
+    [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}],
+)
+
+
+def shows_tools(render: Render) -> bool:
+    """Does this template show a model its tools? Tried out, since nothing else says so."""
+    tools = to_tools([(_PROBE, "", "")], Guard(any_of(())))
+    for messages in _PROBES:
+        try:
+            if _PROBE in render(messages, tools, "2000-01-01"):
+                return True
+        except Exception:  # a template can make Python raise anything; it may take the next one
+            continue
+    return False
 
 
 def describe(error: Exception, source: str) -> str:
@@ -111,51 +134,47 @@ def describe(error: Exception, source: str) -> str:
     return f"The template failed: {type(error).__name__}."
 
 
+Answer = tuple[list[Segment], str, str]
+"""The prompt; or why there is none, and the request's field at fault ("": none, the template)."""
+
+
 def answer(
-    render: Render, source: str, control: re.Pattern[str], messages: Any, as_of: str
-) -> tuple[list[Segment], str]:
-    """(segments, "") or (nothing, why not)."""
+    render: Render, source: str, control: re.Pattern[str], messages: Any, tools: Any, as_of: str
+) -> Answer:
+    """Render what `template.py` sends."""
     guard = Guard(control)
     try:
-        text = render([(role, guard.hide(content)) for role, content in messages], as_of)
+        text = render(to_messages(messages, guard), to_tools(tools, guard) or None, as_of)
         if len(text.encode()) > defaults.MAX_RENDERED_BYTES:
-            return [], "The rendered prompt is too large."
-        return guard.split(text), ""
+            return [], "The rendered prompt is too large.", ""
+        return guard.split(text), "", ""
+    except BadValue as error:
+        return [], str(error), error.param
     except Exception as error:  # a template can make Python raise anything: this is the seam
-        return [], describe(error, source)
+        return [], describe(error, source), ""
 
 
 def main() -> None:
     """Compile the template of the first frame, then render until the parent is gone."""
     pipe = enter_child(sys.argv[1:])
-    _limit()
+    limit_process(defaults.RENDER_MEMORY_BYTES)
     source, bos, eos, control_texts = pipe.receive()
+    for name in _NEEDED_LATER:
+        importlib.import_module(name)
+    confine()
+    allow_cpu(defaults.RENDER_TIMEOUT_S)
     try:
         render = compile_template(source, bos, eos)
         control = any_of(control_texts)
     except Exception as error:  # jinja2 and Python's compiler raise anything over a stranger's text
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        pipe.send([f"{type(error).__name__}{line}"])
+        pipe.send([(f"{type(error).__name__}{line}", False)])
         return
-    pipe.send([""])
+    pipe.send([("", shows_tools(render))])
     while True:
-        messages, as_of = pipe.receive()
-        _renew_cpu_limit()
-        pipe.send([answer(render, source, control, messages, as_of)])
-
-
-def _limit() -> None:
-    memory = defaults.RENDER_MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES, _FILE_BYTES))
-    _renew_cpu_limit()
-
-
-def _renew_cpu_limit() -> None:
-    """Allow a render's worth of processor time from now on."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used_s = int(usage.ru_utime + usage.ru_stime)
-    resource.setrlimit(resource.RLIMIT_CPU, (used_s + _CPU_S, resource.RLIM_INFINITY))
+        messages, tools, as_of = pipe.receive()
+        allow_cpu(defaults.RENDER_TIMEOUT_S)
+        pipe.send([answer(render, source, control, messages, tools, as_of)])
 
 
 if __name__ == "__main__":

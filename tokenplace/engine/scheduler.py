@@ -1,255 +1,320 @@
-"""Who computes next. Start at `Scheduler.step`: one chunk of a prompt, or one token of an answer.
+"""What the next step computes: continuous batching. Start at `Scheduler.schedule`.
 
-One sequence at a time, first come, first served; a step is short, so that a newcomer is answered
-and a cancelled sequence gone within it. Knows tokens and a backend that computes logits; no
-sockets, no llama.cpp.
+Pure: no llama.cpp, no clock, no trio. A step carries the next token of every running sequence and,
+in what room is left, chunks of prompts; sequences join and leave at every step (Orca, OSDI 2022;
+chunked prefill: arXiv:2308.16369).
 
-KV prefixes are reused only within one cache scope: by its speed a prompt would tell a stranger what
-others asked.
+Who starts next is fair between buckets by what they have been given (virtual token counter,
+arXiv:2401.00588), first come, first served within one. A sequence waits, at the most, for a prefix
+that another one of its scope is computing at the moment: then it is copied instead.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from collections.abc import Sequence as AbstractSequence
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from tokenplace import defaults
-from tokenplace.engine.messages import (
-    Done,
-    FromWorker,
-    NewTokens,
-    Progress,
-    Queued,
-    Refused,
-)
-from tokenplace.engine.sampler import BadLogits, sample, uniform
-from tokenplace.engine.sequence import Sequence, Vocabulary, n_common
-from tokenplace.errors import ErrorCode
-from tokenplace.generation import Phase
+from tokenplace.engine.sequence import Sequence, n_common
+from tokenplace.engine.slots import Prefix, Slot, SlotTable
+
+_PROMPT_COST = 1  # of one token, in the account of its bucket
+_ANSWER_COST = 2  # a token of an answer takes about twice as long as one of a prompt
 
 
-class DecodeFailed(Exception):
-    """The backend could not compute these tokens. What it has in its KV cache is unknown."""
+@dataclass(frozen=True)
+class Keep:
+    """Forget all but the first `n` tokens of a slot."""
+
+    slot: int
+    n: int
 
 
-class Backend(Protocol):
-    """What computes: one KV cache with one sequence in it."""
+@dataclass(frozen=True)
+class Copy:
+    """Make `slot`, whatever it holds, a copy of the first `n` tokens of `source`."""
 
-    n_ctx: int
-
-    def decode(self, ids: AbstractSequence[int] | NDArray[np.int32], position: int) -> None:
-        """Compute these tokens, the first at `position`; at most `defaults.MAX_PREFILL_CHUNK`.
-
-        Raises `DecodeFailed`.
-        """
-
-    def logits(self) -> NDArray[np.float32]:
-        """The row after the last decoded token; valid until the next `decode`."""
-
-    def keep(self, n: int) -> int:
-        """Forget all but the first `n` tokens. Returns how many are left: `n`, or none."""
+    source: int
+    slot: int
+    n: int
 
 
-class Speed:
-    """Tokens a second over the last few measurements; the larger ones weigh more."""
+@dataclass(frozen=True)
+class Chunk:
+    """Ids of one sequence to compute in this step, the first at place `start`.
 
-    _DECAY = 0.8  # five measurements back counts a third
+    n_rows: of how many of the last ones the logits are wanted.
+    """
 
-    def __init__(self) -> None:
-        self._n_tokens = 0.0
-        self._seconds = 0.0
+    sequence: Sequence
+    start: int
+    n: int
+    n_rows: int
 
-    def note(self, n_tokens: int, seconds: float) -> None:
-        """Count a measurement in."""
-        self._n_tokens = self._n_tokens * self._DECAY + n_tokens
-        self._seconds = self._seconds * self._DECAY + seconds
 
-    @property
-    def tps(self) -> float:
-        """Tokens a second; 0 before the first measurement."""
-        return self._n_tokens / self._seconds if self._seconds > 0 else 0.0
+@dataclass
+class Plan:
+    """One step: first the moves, in order, then all chunks as one batch.
 
-    def seconds_for(self, n_tokens: int) -> float:
-        """How long so many would take; 0 while unknown."""
-        return n_tokens * self._seconds / self._n_tokens if self._n_tokens > 0 else 0.0
+    started: sequences that got a slot. requeued: those that lost theirs and wait again.
+    """
+
+    moves: list[Keep | Copy] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)
+    requeued: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
-    """The running sequence, those that wait, and what the KV cache holds."""
+    """All sequences of one worker, waiting and running.
 
-    def __init__(
-        self, backend: Backend, vocabulary: Vocabulary, clock: Callable[[], float]
-    ) -> None:
-        self._backend = backend
-        self._vocabulary = vocabulary
-        self._clock = clock
-        self._running: Sequence | None = None
-        self._waiting: deque[Sequence] = deque()
-        self._cached_ids = np.empty(0, np.int32)
-        self._cached_scope = b""
-        self.prefill = Speed()
-        self.decode = Speed()
+    n_ctx: ids one sequence may have. max_running: sequences at a time, at most `table`'s slots.
+    can_cut: whether a slot can forget its last tokens only; models with a recurrent state cannot.
+    """
+
+    def __init__(self, table: SlotTable, max_running: int, *, can_cut: bool = True) -> None:
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._table = table
+        self._max_running = max_running
+        self._can_cut = can_cut
+        self._given: dict[str, int] = {}  # bucket: what it was given, in costs
+        self._n_started = 0
+        self._has_news = False  # did anything change that could let somebody start?
 
     @property
     def is_idle(self) -> bool:
         """Is there nothing to compute?"""
-        return self._running is None and not self._waiting
+        return not self.waiting and not self.running
 
-    def submit(self, sequence: Sequence) -> Queued:
-        """Put it at the end of the queue."""
-        ahead = [*([self._running] if self._running else []), *self._waiting]
-        # The last one ahead decides what the cache will hold; usage says later what really was
-        # found.
-        cached, scope = self._cached_ids, self._cached_scope
-        if ahead:
-            cached, scope = ahead[-1].prompt, ahead[-1].cache_scope
-        n_cached = n_reusable(sequence, cached, scope)
-        eta_s = sum(map(self._seconds_left, ahead))
-        eta_s += self.prefill.seconds_for(len(sequence.prompt) - n_cached)
-        self._waiting.append(sequence)
-        return Queued(
-            sequence.request,
-            sequence.digest,
-            len(sequence.prompt),
-            n_cached,
-            self._backend.n_ctx,
-            sequence.max_new,
-            round(eta_s * 1000),
-            len(ahead),
-        )
+    def submit(self, sequence: Sequence) -> None:
+        """Let it wait for its turn."""
+        if sequence.bucket not in self._active_buckets():
+            # Who was away has saved nothing up, and is owed nothing.
+            least = min((self._given[b] for b in self._active_buckets()), default=0)
+            self._given[sequence.bucket] = max(self._given.get(sequence.bucket, 0), least)
+            self._forget_absent(sequence.bucket)
+        self.waiting.append(sequence)
+        self._has_news = True
 
-    def cancel(self, request: int) -> list[FromWorker]:
-        """Forget a request, running or waiting; one that has ended already is no fault."""
-        if self._running is not None and self._running.request == request:
-            self._leave(self._running)
+    def leave(self, sequence: Sequence) -> list[Keep]:
+        """It has ended, or nobody wants it any more; what it computed stays for its scope."""
+        self._has_news = True
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
             return []
-        left = [sequence for sequence in self._waiting if sequence.request != request]
-        if len(left) == len(self._waiting):
-            return []
-        self._waiting = deque(left)
-        return self._positions()
+        self.running.remove(sequence)
+        return [Keep(slot.index, 0) for slot in self._table.leave(sequence)]
 
-    def step(self) -> list[FromWorker]:
-        """Compute a little, and say what came of it. Does nothing when idle."""
-        if self._running is None:
-            return self._start(self._waiting.popleft()) if self._waiting else []
-        sequence = self._running
-        try:
-            if sequence.is_prefilling:
-                return self._prefill(sequence)
-            self._backend.decode(sequence.generated[-1:], sequence.n_past)
-            sequence.n_past += 1
-            return self._emit(sequence)
-        except DecodeFailed:
-            return self._fail(sequence, "the model could not compute this answer")
-        except BadLogits:
-            return self._fail(sequence, "the model computed numbers that are not finite")
-
-    def _start(self, sequence: Sequence) -> list[FromWorker]:
-        n_reused = n_reusable(sequence, self._cached_ids, self._cached_scope)
-        sequence.n_past = sequence.n_cached = self._backend.keep(n_reused)
-        sequence.started_at = self._clock()
-        self._running = sequence
-        return [self._prefill_progress(sequence), *self._positions()]
-
-    def _prefill(self, sequence: Sequence) -> list[FromWorker]:
-        chunk = sequence.prompt[sequence.n_past :][: self._chunk_size()]
-        began_at = self._clock()
-        self._backend.decode(chunk, sequence.n_past)
-        self.prefill.note(len(chunk), self._clock() - began_at)
-        sequence.n_past += len(chunk)
-        if sequence.is_prefilling:
-            return [self._prefill_progress(sequence)]
-        return self._emit(sequence)
-
-    def _chunk_size(self) -> int:
-        """As many prompt tokens as one step should take."""
-        wanted = int(self.prefill.tps * defaults.PREFILL_STEP_S)
-        return min(max(wanted, defaults.MIN_PREFILL_CHUNK), defaults.MAX_PREFILL_CHUNK)
-
-    def _emit(self, sequence: Sequence) -> list[FromWorker]:
-        """Draw the next token, and see whether the answer ends with it."""
-        index = len(sequence.generated)
-        # Temperature 0 draws nothing, and 50 us are saved: every cache is cold after a step.
-        u = uniform(sequence.seed, 0, index) if sequence.sampling.temperature > 0 else 0.0
-        token_id = sample(self._backend.logits(), sequence.sampling, u)
-        if sequence.first_token_at is None:
-            sequence.first_token_at = self._clock()
-        if token_id in self._vocabulary.eog_ids and not sequence.ignore_eog:
-            return [self._finish(sequence, eog_id=token_id)]
-        sequence.generated.append(token_id)
-        piece = self._vocabulary.piece(token_id)
-        events: list[FromWorker] = [NewTokens(sequence.request, index, (token_id,), (piece,))]
-        stop = sequence.stops.push(piece)
-        if stop is not None or len(sequence.generated) == sequence.max_new:
-            events.append(self._finish(sequence, stop=stop))
-        elif index == 0:
-            events.append(Progress(sequence.request, Phase.DECODE, 0.0, 0))
-        return events
-
-    def _finish(
-        self, sequence: Sequence, eog_id: int | None = None, stop: bytes | None = None
-    ) -> Done:
-        assert sequence.started_at is not None, "finished before it started"
-        assert sequence.first_token_at is not None, "finished before its first token"
-        self._leave(sequence)
-        return Done(
-            sequence.request,
-            eog_id,
-            stop,
-            len(sequence.prompt),
-            sequence.n_cached,
-            len(sequence.generated),
-            round((sequence.started_at - sequence.submitted_at) * 1000),
-            round((sequence.first_token_at - sequence.started_at) * 1000),
-            round((self._clock() - sequence.first_token_at) * 1000),
-            self.prefill.tps,
-            self.decode.tps,
-        )
-
-    def _fail(self, sequence: Sequence, detail: str) -> list[FromWorker]:
+    def drop(self, sequence: Sequence) -> list[Keep]:
+        """The same, but nothing of it is used again: its keys and values are not to be trusted."""
         sequence.n_past = 0
-        self._leave(sequence)
-        self._backend.keep(0)
-        return [Refused(sequence.request, ErrorCode.INTERNAL, detail)]
+        index = sequence.slot
+        moves = self.leave(sequence)
+        return moves if index is None else [*moves, Keep(index, 0)]
 
-    def _leave(self, sequence: Sequence) -> None:
-        """The slot is free; what the sequence computed stays for the next of its scope."""
-        if sequence.first_token_at is not None and sequence.n_past > len(sequence.prompt):
-            n_decoded = sequence.n_past - len(sequence.prompt)
-            self.decode.note(n_decoded, self._clock() - sequence.first_token_at)
-        self._cached_ids = sequence.ids_in_cache()
-        self._cached_scope = sequence.cache_scope
-        self._running = None
+    def in_order(self) -> list[Sequence]:
+        """Those that wait, in the order in which they would start now."""
+        return list(self._turns())
 
-    def _seconds_left(self, sequence: Sequence) -> float:
-        """At the most: it may end earlier.
+    def n_cached(self, sequence: Sequence) -> int:
+        """Tokens of its prompt that it would find now, or once those that run are so far."""
+        found = [prefix.n for prefix in self._table.prefixes(sequence) if self._is_usable(prefix)]
+        coming = [n for _, n in self._being_computed(sequence)]
+        n = max((*found, *coming), default=0)
+        return min(n, sequence.n_prompt) if n >= defaults.MIN_REUSED_PREFIX else 0
 
-        A requester's deadline is made of it, so it must not be too short.
+    def schedule(self, n_prompt_tokens: int, max_rows: int) -> Plan:
+        """Decide a step. Sequences are taken to be computed by it: their `n_past` moves on.
+
+        n_prompt_tokens: how many of prompts it should hold. max_rows: logits wanted, at most,
+        beyond one for each sequence.
         """
-        return self.prefill.seconds_for(len(sequence.prompt) - sequence.n_past) + (
-            self.decode.seconds_for(sequence.max_new - len(sequence.generated))
+        plan = Plan()
+        self._grow(plan)
+        if self._has_news:
+            self._start(plan)
+        n_left = n_prompt_tokens
+        for sequence in self.running:
+            n = sequence.n_missing
+            if n > 1 or sequence.first_row is not None:
+                n = min(n, n_left, self._n_for_rows(sequence, max_rows))
+                n_left -= n
+            if n > 0:
+                plan.chunks.append(self._chunk(sequence, n))
+        return plan
+
+    def requeue_youngest(self) -> list[Sequence]:
+        """The backend found no room although the budget has some: the youngest makes some. It is
+        not lost. Empty if it runs alone, so that nothing would be won.
+        """
+        if len(self.running) < 2:
+            return []
+        plan = Plan()
+        self._requeue(self._youngest(), plan)
+        return plan.requeued
+
+    def forget_idle(self) -> list[int]:
+        """Give up every idle prefix; the slots that are to be emptied."""
+        idle = [slot for slot in self._table.slots if slot.is_free]
+        for slot in idle:
+            self._table.forget(slot)
+        return [slot.index for slot in idle]
+
+    # ------------------------------------------------------------ a step
+
+    def _chunk(self, sequence: Sequence, n: int) -> Chunk:
+        start, end = sequence.n_past, sequence.n_past + n
+        if sequence.first_row is not None:
+            n_rows = max(0, end - max(start, sequence.first_row))
+        else:
+            n_rows = 1 if end == sequence.n_ids else 0
+        is_decode = n == 1 and end == sequence.n_ids and sequence.n_new > 0
+        self._given[sequence.bucket] += _ANSWER_COST if is_decode else n * _PROMPT_COST
+        sequence.n_past = end
+        return Chunk(sequence, start, n, n_rows)
+
+    @staticmethod
+    def _n_for_rows(sequence: Sequence, max_rows: int) -> int:
+        """Ids that may be computed at once so that not too many rows of logits are wanted."""
+        if sequence.first_row is None:
+            return sequence.n_missing
+        return max(sequence.first_row - sequence.n_past, 0) + max_rows
+
+    def _grow(self, plan: Plan) -> None:
+        """More cells for those whose answers are longer than was expected."""
+        for sequence in list(self.running):
+            if sequence.slot is None:  # requeued a moment ago
+                continue
+            slot = self._table.slots[sequence.slot]
+            if sequence.n_ids <= slot.n_reserved:
+                continue
+            n_more = sequence.n_wanted - slot.n_reserved
+            while (gone := self._table.make_room(n_more)) is None:
+                youngest = self._youngest()
+                self._requeue(youngest, plan)
+                if youngest is sequence:
+                    break
+            else:
+                self._forget(gone, plan)
+                slot.n_reserved += n_more
+
+    def _requeue(self, sequence: Sequence, plan: Plan) -> None:
+        assert sequence.slot is not None, "only who runs can be stopped"
+        plan.moves += self.drop(sequence)
+        plan.requeued.append(sequence)
+        # First in its bucket: it has waited before.
+        self.waiting.insert(0, sequence)
+
+    def _youngest(self) -> Sequence:
+        return max(self.running, key=lambda sequence: sequence.order)
+
+    # ------------------------------------------------------------ who starts
+
+    def _start(self, plan: Plan) -> None:
+        """Let sequences start, in their turn, as long as there is a slot and room for them."""
+        self._has_news = False
+        for sequence in self._turns():
+            if len(self.running) == self._max_running:
+                return
+            if self._is_being_computed(sequence):
+                self._has_news = True  # look again in the next step
+                continue
+            if not self._seat(sequence, plan):
+                return  # nobody overtakes who needs more room: large requests would never start
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            plan.started.append(sequence)
+
+    def _turns(self) -> Iterator[Sequence]:
+        """Those that wait: the bucket that was given least first, each in turn."""
+        queues: dict[str, list[Sequence]] = {}
+        for sequence in self.waiting:
+            queues.setdefault(sequence.bucket, []).append(sequence)
+        # What each would have been given once those before it have started.
+        given = {bucket: self._given[bucket] for bucket in queues}
+        while queues:
+            bucket = min(queues, key=lambda name: given[name])
+            sequence = queues[bucket].pop(0)
+            given[bucket] += sequence.n_missing * _PROMPT_COST + _ANSWER_COST
+            if not queues[bucket]:
+                del queues[bucket]
+            yield sequence
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """Does somebody of its scope compute much of its prompt at the moment?"""
+        found = max((prefix.n for prefix in self._table.prefixes(sequence)), default=0)
+        return any(
+            n - found >= defaults.MIN_SHARED_PREFIX and other.n_past < n
+            for other, n in self._being_computed(sequence)
         )
 
-    def _positions(self) -> list[FromWorker]:
-        n_running = 0 if self._running is None else 1
-        return [
-            Progress(sequence.request, Phase.QUEUED, 0.0, place)
-            for place, sequence in enumerate(self._waiting, n_running)
+    def _being_computed(self, sequence: Sequence) -> Iterator[tuple[Sequence, int]]:
+        """Who of its scope is at its prompt now, and how much of it they have in common."""
+        for other in self.running:
+            if other.scope == sequence.scope and other.n_past < other.n_prompt and self._can_cut:
+                yield other, min(n_common(other.ids, sequence.ids), sequence.n_reusable)
+
+    def _seat(self, sequence: Sequence, plan: Plan) -> bool:
+        """Give it a slot, with the best prefix there is. False if there is no room."""
+        prefix = self._best_prefix(sequence)
+        source = prefix.slot if prefix else None
+        # Taking an idle prefix over spoils it for others, so what is long is copied, if it may be.
+        is_over = source is not None and source.is_free and prefix.n * 2 >= len(source.ids)
+        slot = source if is_over else self._table.free_slot(keep=source)
+        if slot is None and source is not None and source.is_free:
+            slot = source  # there is no other
+        if slot is None:
+            return False
+        room = self._table.make_room(sequence.n_wanted - slot.n_cells, keep=slot)
+        if room is None:
+            return False
+        if source is not None and source in room:  # it has to go: it is taken over in the end
+            slot = source
+            room = self._table.make_room(sequence.n_wanted - slot.n_cells, keep=slot)
+            assert room is not None, "there was room with more of it gone"
+        self._forget(room, plan)
+        self._move_in(sequence, slot, prefix, plan)
+        return True
+
+    def _move_in(self, sequence: Sequence, slot: Slot, prefix: Prefix | None, plan: Plan) -> None:
+        n = prefix.n if prefix is not None else 0
+        if prefix is not None and prefix.slot is not slot:
+            plan.moves.append(Copy(prefix.slot.index, slot.index, n))
+        elif len(slot.ids) > n:
+            plan.moves.append(Keep(slot.index, n))
+        self._table.forget(slot)
+        self._table.occupy(slot, sequence, sequence.n_wanted)
+        sequence.n_past = n
+        if sequence.n_cached is None:
+            sequence.n_cached = min(n, sequence.n_prompt)
+        sequence.order = self._n_started
+        self._n_started += 1
+
+    def _best_prefix(self, sequence: Sequence) -> Prefix | None:
+        """The longest prefix worth using; of equals an idle one, which need not be copied."""
+        found = [
+            prefix
+            for prefix in self._table.prefixes(sequence)
+            if prefix.n >= defaults.MIN_REUSED_PREFIX and self._is_usable(prefix)
         ]
+        return max(found, key=lambda p: (p.n, p.slot.is_free, -p.slot.index), default=None)
 
-    def _prefill_progress(self, sequence: Sequence) -> Progress:
-        share = sequence.n_past / len(sequence.prompt)
-        return Progress(sequence.request, Phase.PREFILL, share, 0)
+    def _is_usable(self, prefix: Prefix) -> bool:
+        return self._can_cut or (prefix.slot.is_free and prefix.n == len(prefix.slot.ids))
 
+    def _forget(self, slots: list[Slot], plan: Plan) -> None:
+        for slot in slots:
+            self._table.forget(slot)
+            plan.moves.append(Keep(slot.index, 0))
 
-def n_reusable(sequence: Sequence, cached: NDArray[np.int32], scope: bytes) -> int:
-    """Prompt tokens that need no prefill. The last always does: its logits draw the first token."""
-    if sequence.cache_scope != scope:
-        return 0
-    return min(n_common(sequence.prompt, cached), len(sequence.prompt) - 1)
+    # ------------------------------------------------------------ accounts
+
+    def _active_buckets(self) -> set[str]:
+        return {sequence.bucket for sequence in (*self.waiting, *self.running)}
+
+    def _forget_absent(self, newcomer: str) -> None:
+        """Accounts of those who are gone say nothing once there are many of them."""
+        if len(self._given) > defaults.MAX_ACCOUNTS:
+            active = self._active_buckets() | {newcomer}
+            self._given = {b: given for b, given in self._given.items() if b in active}

@@ -1,6 +1,8 @@
-"""One request inside the worker: its token ids, and how far it is. Start at `admit`.
+"""One answer in the making inside the worker: its token ids, and how far it is. Start at
+`Sequence`.
 
-Pure. Knows tokens, not sockets; the vocabulary is handed in.
+Pure. Knows tokens, not sockets; nothing here draws or computes. A request of `n` choices is `n`
+sequences that begin alike.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenplace import defaults
-from tokenplace.engine.messages import Refused, Submit
+from tokenplace.engine.choice_sampler import Matcher
+from tokenplace.engine.guard import Segment
+from tokenplace.engine.messages import Refused
 from tokenplace.errors import ErrorCode
-from tokenplace.generation import SamplingParams
+
+Ids = NDArray[np.int32]
 
 
 class Vocabulary(Protocol):
@@ -25,11 +30,13 @@ class Vocabulary(Protocol):
     `first_id` is the BOS token that prompts begin with, if they do.
     """
 
+    n_tokens: int
     first_id: int | None
     eog_ids: frozenset[int]
 
     def tokenise(self, text: str, parse_special: bool) -> list[int]: ...
     def piece(self, token_id: int) -> bytes: ...
+    def matcher(self, grammar: str) -> Matcher: ...
 
 
 class StopMatcher:
@@ -53,84 +60,146 @@ class StopMatcher:
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt that fits, and the tokens generated for it. Times are of one monotonic clock.
+    """Token ids that are to be computed in one slot, one after the other.
 
-    n_past: tokens in the KV cache, of the prompt and then of `generated`. n_cached: those it found
-    there.
+    n_prompt: how many of them are the prompt's. n_past: how many are in the KV cache. max_new: ids
+    that the answer may have. n_expected: ids of the answer for which room is reserved at the start.
+    first_row: place of the first id whose logits are wanted; None: only those of the last one.
+    n_cached: prompt tokens found in the KV cache when it first started; None before that.
+    slot: its seat while it runs. order: of starting, so the highest is the youngest.
     """
 
     request: int
-    prompt: NDArray[np.int32]
-    sampling: SamplingParams
-    seed: bytes
-    cache_scope: bytes
+    choice: int
+    bucket: str
+    scope: bytes
+    n_prompt: int
     max_new: int
-    ignore_eog: bool
-    stops: StopMatcher
-    submitted_at: float
-    n_cached: int = 0
+    n_expected: int
+    buffer: Ids = field(repr=False)
+    n_ids: int
+    first_row: int | None = None
     n_past: int = 0
-    generated: list[int] = field(default_factory=list)
-    started_at: float | None = None
-    first_token_at: float | None = None
+    n_cached: int | None = None
+    slot: int | None = None
+    order: int = -1
+
+    @classmethod
+    def begin(
+        cls,
+        request: int,
+        prompt: Ids,
+        *,
+        choice: int = 0,
+        bucket: str = "",
+        scope: bytes = b"",
+        max_new: int = 0,
+        n_expected: int | None = None,
+        answer: Iterable[int] = (),
+    ) -> Sequence:
+        """A sequence that has yet to start. `answer`: what another donor delivered of it."""
+        resumed = np.fromiter(answer, np.int32)
+        n_ids = len(prompt) + len(resumed)
+        buffer = np.empty(max(len(prompt) + max_new, n_ids), np.int32)
+        buffer[: len(prompt)] = prompt
+        buffer[len(prompt) : n_ids] = resumed
+        n_expected = max_new if n_expected is None else min(n_expected, max_new)
+        return cls(request, choice, bucket, scope, len(prompt), max_new, n_expected, buffer, n_ids)
 
     @property
-    def is_prefilling(self) -> bool:
-        """Is there prompt left to compute?"""
-        return self.n_past < len(self.prompt)
+    def ids(self) -> Ids:
+        """All ids known so far, of the prompt and then of the answer. A view."""
+        return self.buffer[: self.n_ids]
 
     @property
-    def digest(self) -> bytes:
-        """sha256 of the prompt's ids as little-endian u32 (docs/protocol.md, section 5)."""
-        return hashlib.sha256(self.prompt.astype("<u4").tobytes()).digest()
+    def cached_ids(self) -> Ids:
+        """The ids whose keys and values have been computed. A view."""
+        return self.buffer[: self.n_past]
 
-    def ids_in_cache(self) -> NDArray[np.int32]:
-        """The ids whose keys and values have been computed."""
-        return np.concatenate([self.prompt, np.array(self.generated, np.int32)])[: self.n_past]
+    @property
+    def n_missing(self) -> int:
+        """Ids to compute until the next one can be drawn: 1 while it decodes."""
+        return self.n_ids - self.n_past
+
+    @property
+    def n_new(self) -> int:
+        """Ids of the answer so far, resumed ones included."""
+        return self.n_ids - self.n_prompt
+
+    @property
+    def n_reusable(self) -> int:
+        """Ids that need not be computed again: their logits are not wanted."""
+        return self.n_ids - 1 if self.first_row is None else self.first_row
+
+    @property
+    def is_whole(self) -> bool:
+        """Has it as many ids as it may?"""
+        return self.n_new >= self.max_new
+
+    @property
+    def n_wanted(self) -> int:
+        """Cells of the KV cache to reserve when it starts, now that it has come so far."""
+        return self.n_ids + min(self.n_expected, self.max_new - self.n_new)
+
+    def append(self, token_id: int) -> None:
+        """One more id of the answer."""
+        assert not self.is_whole, "an answer grew beyond its end"
+        self.buffer[self.n_ids] = token_id
+        self.n_ids += 1
 
 
-def n_common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+def n_common(a: Ids, b: Ids) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
+    if n == 0 or a[0] != b[0]:
+        return 0
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
 
 
-def admit(submit: Submit, vocabulary: Vocabulary, n_ctx: int, now: float) -> Sequence | Refused:
-    """Tokenise the prompt and see whether it fits, before any decoding."""
-    n_bytes = sum(len(text.encode()) for text, _ in submit.segments)
+def prompt_digest(prompt: Ids) -> bytes:
+    """sha256 of the prompt's ids as little-endian u32 (docs/protocol.md, section 5)."""
+    return hashlib.sha256(prompt.astype("<u4").tobytes()).digest()
+
+
+class BadPrompt(Exception):
+    """This prompt cannot be computed; `refusal` says why to whom it belongs."""
+
+    def __init__(self, code: ErrorCode, detail: str, **numbers: int) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+        self.numbers = tuple(numbers.items())
+
+    def refusal(self, request: int) -> Refused:
+        """As the message that ends the request."""
+        return Refused(request, self.code, self.detail, self.numbers)
+
+
+def tokenise_prompt(segments: Iterable[Segment], vocabulary: Vocabulary, n_ctx: int) -> Ids:
+    """The prompt's ids, before any decoding. Raises `BadPrompt`."""
+    segments = tuple(segments)
+    n_bytes = sum(len(text.encode()) for text, _ in segments)
     if n_bytes > n_ctx * defaults.MAX_PROMPT_BYTES_PER_TOKEN:
-        return _too_long(submit, n_bytes // defaults.MAX_PROMPT_BYTES_PER_TOKEN, n_ctx)
+        raise _too_long(n_bytes // defaults.MAX_PROMPT_BYTES_PER_TOKEN, n_ctx)
     ids = [
         token_id
-        for text, parse_special in submit.segments
+        for text, parse_special in segments
         for token_id in vocabulary.tokenise(text, parse_special)
     ]
     # Some templates write the BOS token themselves; twice it would harm the answer.
     if vocabulary.first_id is not None and ids[:1] != [vocabulary.first_id]:
         ids.insert(0, vocabulary.first_id)
     if not ids:
-        return Refused(submit.request, ErrorCode.INVALID_REQUEST, "the prompt is empty")
+        raise BadPrompt(ErrorCode.INVALID_REQUEST, "The prompt is empty.")
     if len(ids) >= n_ctx:
-        return _too_long(submit, len(ids), n_ctx)
-    room = n_ctx - len(ids)
-    return Sequence(
-        request=submit.request,
-        prompt=np.array(ids, np.int32),
-        sampling=SamplingParams(submit.temperature, submit.top_k, submit.top_p, submit.min_p),
-        seed=submit.seed,
-        cache_scope=submit.cache_scope,
-        max_new=min(room, submit.max_tokens or defaults.MAX_NEW_TOKENS),
-        ignore_eog=submit.ignore_eog,
-        stops=StopMatcher(submit.stop),
-        submitted_at=now,
-    )
+        raise _too_long(len(ids), n_ctx)
+    return np.array(ids, np.int32)
 
 
-def _too_long(submit: Submit, n_prompt: int, n_ctx: int) -> Refused:
+def _too_long(n_prompt: int, n_ctx: int) -> BadPrompt:
     """`n_prompt` is exact, or at least so many when the prompt was too large to be tokenised at
     all.
     """
-    numbers = (("n_prompt", n_prompt), ("n_ctx", n_ctx))
     detail = f"The prompt has {n_prompt} tokens, the context holds {n_ctx} with the answer."
-    return Refused(submit.request, ErrorCode.CONTEXT_LENGTH_EXCEEDED, detail, numbers)
+    return BadPrompt(ErrorCode.CONTEXT_LENGTH_EXCEEDED, detail, n_prompt=n_prompt, n_ctx=n_ctx)

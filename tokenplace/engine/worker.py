@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import astuple
 from typing import Final
 
 from tokenplace.engine.batching import TokenBatcher
-from tokenplace.engine.confine import ParentGone, ParentPipe, enter_child
+from tokenplace.engine.blackbox import BlackBox
+from tokenplace.engine.confine import ParentGone, ParentPipe, confine_worker, enter_child
 from tokenplace.engine.llama import LlamaContext, LlamaModel, LoadError
 from tokenplace.engine.messages import (
     Cancel,
+    Count,
     Done,
     FromWorker,
     Load,
     LoadFailed,
+    Queued,
     Ready,
+    Score,
     Submit,
     ToWorker,
     from_value,
     to_value,
 )
-from tokenplace.engine.scheduler import Scheduler
-from tokenplace.engine.sequence import Sequence, Vocabulary, admit
+from tokenplace.engine.runner import Runner
+from tokenplace.generation import SamplingParams
 
 _PROOF_PROMPT: Final = "The quick brown fox jumps over the lazy dog. " * 6  # about 64 tokens
 _PROOF_TOKENS: Final = 8
@@ -42,10 +47,13 @@ def main() -> None:
     load = from_value(pipe.receive())
     assert isinstance(load, Load), "the first message is Load"
     try:
-        model = LlamaModel(load.path)
-        context = LlamaContext(model, load.n_ctx, load.n_threads)
-        scheduler = Scheduler(context, model.vocabulary, time.monotonic)
-        prove(scheduler, model.vocabulary, context.n_ctx)
+        model = LlamaModel(load.path, load.n_gpu_layers)
+        context = LlamaContext(model, load)
+        box = BlackBox.open(load.box_fd)
+        runner = Runner(context, model.vocabulary, time.monotonic, load.n_threads, box.note)
+        # Before the proof, which so shows that it generates as confined.
+        confinement = confine_worker(has_gpu=model.has_gpu and load.n_gpu_layers != 0)
+        prove(runner, context.n_ctx)
     except LoadError as error:
         pipe.send([to_value(LoadFailed(str(error)))])
         return
@@ -53,52 +61,56 @@ def main() -> None:
     vocabulary = model.vocabulary
     ready = Ready(
         context.n_ctx,
+        context.size.n_running,
         model.template,
         vocabulary.bos,
         vocabulary.eos,
         vocabulary.control_texts,
         context.profile,
-        scheduler.prefill.tps,
-        scheduler.decode.tps,
+        runner.pace.prefill_tps,
+        runner.pace.decode_tps,
+        confinement,
     )
     pipe.send([to_value(ready)])
-    serve(pipe, scheduler, vocabulary, context.n_ctx)
+    serve(pipe, runner, box)
 
 
-def serve(pipe: ParentPipe, scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int) -> None:
+def serve(pipe: ParentPipe, runner: Runner, box: BlackBox) -> None:
     """Answer the parent's messages until it is gone."""
     batcher = TokenBatcher()
     while True:
-        value = pipe.receive() if scheduler.is_idle else pipe.receive_nowait()
+        if runner.is_idle:
+            box.clear()
+        value = pipe.receive() if runner.is_idle else pipe.receive_nowait()
         events: list[FromWorker] = []
         while value is not None:
             message = from_value(value)
             if isinstance(message, Cancel):
                 batcher.forget(message.request)
-            events += _take(message, scheduler, vocabulary, n_ctx)
+            events += take(message, runner)
             value = pipe.receive_nowait()
         if events:  # before the step: a newcomer's deadlines count from its `accepted`
             pipe.send(map(to_value, events))
-        if events := batcher.put(scheduler.step(), time.monotonic()):
+        if events := batcher.put(runner.step(), time.monotonic()):
             pipe.send(map(to_value, events))
 
 
-def _take(
-    message: ToWorker | FromWorker, scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int
-) -> list[FromWorker]:
+def take(message: ToWorker | FromWorker, runner: Runner) -> list[FromWorker]:
+    """Hand a message to the runner; what is to be said at once."""
     match message:
-        case Submit() as submit:
-            sequence = admit(submit, vocabulary, n_ctx, time.monotonic())
-            if isinstance(sequence, Sequence):
-                return [scheduler.submit(sequence)]
-            return [sequence]
+        case Submit():
+            return runner.submit(message)
+        case Score():
+            return runner.score(message)
+        case Count():
+            return runner.count(message)
         case Cancel(request):
-            return scheduler.cancel(request)
+            return runner.cancel(request)
         case _:
-            raise AssertionError(f"{type(message).__name__} is not for a worker")
+            raise AssertionError(f"{type(message).__name__} is not for this worker")
 
 
-def prove(scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int) -> None:
+def prove(runner: Runner, n_ctx: int) -> None:
     """Generate a few tokens, as a request would, so that a broken model is found now and the speeds
     are known.
 
@@ -106,24 +118,26 @@ def prove(scheduler: Scheduler, vocabulary: Vocabulary, n_ctx: int) -> None:
     """
     submit = Submit(
         request=_PROOF_REQUEST,
+        bucket="",
         segments=((_PROOF_PROMPT, False),),
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
+        sampling=astuple(SamplingParams(temperature=0.0)),
+        n=1,
         seed=bytes(8),
         cache_scope=b"",
         max_tokens=_PROOF_TOKENS,
         stop=(),
         ignore_eog=True,
+        top_logprobs=None,
+        grammar="",
+        resume=(),
+        prompt_digest=b"",
     )
-    sequence = admit(submit, vocabulary, n_ctx, time.monotonic())
-    if not isinstance(sequence, Sequence):
+    (queued,) = runner.submit(submit)
+    if not isinstance(queued, Queued):
         raise LoadError(f"a context of {n_ctx} tokens is too small")
-    scheduler.submit(sequence)
     last: list[FromWorker] = []
-    while not scheduler.is_idle:
-        last = scheduler.step()
+    while not runner.is_idle:
+        last = runner.step()
     if not last or not isinstance(last[-1], Done):
         raise LoadError("it loads, but it cannot generate")
 

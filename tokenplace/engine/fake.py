@@ -1,0 +1,392 @@
+"""A donor's engine without a model: for tests of everything else, and for simulations of many
+donors. Start at `FakeEngine`.
+
+Answers as `engine.Engine` does, in events, order, errors and limits; `fake_model.py` says what.
+Time passes only in `trio.sleep`-like waits, so under a `trio.testing.MockClock` hours cost nothing.
+
+Differs from the real one: there is no worker process and no batch. Each answer waits as long as its
+steps would take with as many others as run at the moment, which comes to the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Final
+
+import trio
+
+from tokenplace import defaults
+from tokenplace.engine.engine import EngineInfo, EngineLoad
+from tokenplace.engine.fake_model import Answer, FakeModel, prompt_digest, prompt_ids
+from tokenplace.errors import (
+    BadFormat,
+    ContextLengthExceeded,
+    DonorBusy,
+    InvalidRequest,
+    ModelNotOffered,
+    PromptMismatch,
+    ResumeRejected,
+    TemplateMismatch,
+    TokenplaceError,
+    Unsupported,
+    WorkerCrashed,
+)
+from tokenplace.generation import (
+    Accepted,
+    Alive,
+    ChatInput,
+    ChoiceEnd,
+    Event,
+    Finished,
+    GenerateRequest,
+    Phase,
+    Timings,
+    Tokens,
+    ToolChoice,
+    Usage,
+)
+
+_SAMPLER: Final = "tp/1"
+_MAX_PREFIXES: Final = 64
+_ANSWER_COST: Final = 2  # of a token, in prompt tokens, in the account of its bucket
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong, with every request.
+
+    refusal: it is raised instead of `Accepted`. crash_after, stall_after: after so many tokens of
+    one answer the worker dies, or computes no more (and is killed for that in the end).
+    is_silent: no `Alive` comes. eta_factor: what `eta_ms` is multiplied with.
+    restart_s: how long a dead worker takes to come back.
+    """
+
+    refusal: type[TokenplaceError] | None = None
+    crash_after: int | None = None
+    stall_after: int | None = None
+    is_silent: bool = False
+    eta_factor: float = 1.0
+    restart_s: float = defaults.RESTART_DELAY_S
+
+
+@dataclass(eq=False)
+class _Job:
+    """One request. `answers` has the choices that go on, `ends` why the others ended.
+
+    wake: something happened to it: it got its slot, or its worker died.
+    """
+
+    request: GenerateRequest
+    prompt: tuple[int, ...]
+    max_new: int
+    answers: list[Answer]
+    submitted_at: float
+    ends: list[ChoiceEnd] = field(default_factory=list)
+    wake: trio.Event = field(default_factory=trio.Event)
+    phase: Phase = Phase.QUEUED
+    is_dead: bool = False
+    progress: float = 0.0
+    n_cached: int = 0
+    n_new: int = 0
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that the choice which is furthest back may still have."""
+        return max((self.max_new - answer.index for answer in self.answers), default=0)
+
+
+class FakeEngine:
+    """One pretended model. Set `faults` at any time; `requests` has all that were asked."""
+
+    def __init__(self, model: FakeModel | None = None, faults: Faults | None = None) -> None:
+        self.model = model or FakeModel()
+        self.faults = faults or Faults()
+        self.requests: list[GenerateRequest] = []
+        has_chat = "chat" in self.model.features
+        self.info = EngineInfo(
+            name=self.model.name,
+            artifact=self.model.artifact,
+            template=self.model.template if has_chat else "",
+            profile=self.model.profile,
+            n_ctx=self.model.n_ctx,
+            features=self.model.features,
+            n_slots=self.model.n_slots,
+        )
+        self._jobs: list[_Job] = []  # in the order in which they came
+        self._given: dict[str, int] = {}  # bucket: what it was given, in prompt tokens
+        self._prefixes: list[tuple[bytes, tuple[int, ...]]] = []  # scope, ids; the latest last
+        self._up_at = -math.inf
+        self._n_restarts = 0
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy it is, and how fast."""
+        n_queued = sum(job.phase is Phase.QUEUED for job in self._jobs)
+        return EngineLoad(
+            state="ready" if trio.current_time() >= self._up_at else "restarting",
+            n_running=len(self._jobs) - n_queued,
+            n_queued=n_queued,
+            prefill_tps=self.model.prefill_tps,
+            decode_tps=self.model.decode_tps,
+            restarts=self._n_restarts,
+        )
+
+    @trio.as_safe_channel
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Answer a request: see `generation.Generator`.
+
+        Raises `ModelNotOffered`, `TemplateMismatch`, `Unsupported`, `InvalidRequest`, `BadFormat`,
+        `ContextLengthExceeded`, `PromptMismatch`, `ResumeRejected`, `DonorBusy`, `WorkerCrashed`,
+        and what `faults` says.
+        """
+        self.requests.append(request)
+        self._check(request)
+        await self._wait_for_worker()
+        job = self._admit(request)
+        self._jobs.append(job)
+        try:
+            self._charge(job, 0)
+            self._fill_slots()
+            yield self._accepted(job)
+            alive_at = trio.current_time() + defaults.HEARTBEAT_S
+            for coming in self._work(job):
+                if not isinstance(coming, float):
+                    yield coming
+                    alive_at = trio.current_time() + defaults.HEARTBEAT_S
+                    continue
+                until = trio.current_time() + coming
+                while not await self._wait(job, until, min(until, alive_at)):
+                    if not self.faults.is_silent:
+                        yield Alive(job.phase, job.progress, self._position(job))
+                    alive_at = trio.current_time() + defaults.HEARTBEAT_S
+        finally:
+            self._jobs.remove(job)
+            self._fill_slots()
+
+    def crash(self) -> None:
+        """Let the worker die: every answer ends with `WorkerCrashed`, and nothing stays cached."""
+        self._n_restarts += 1
+        self._up_at = trio.current_time() + self.faults.restart_s
+        self._prefixes.clear()
+        for job in self._jobs:
+            job.is_dead = True
+            job.wake.set()
+
+    # ------------------------------------------------------------ waiting
+
+    async def _wait_for_worker(self) -> None:
+        missing_s = self._up_at - trio.current_time()
+        await trio.sleep(max(0.0, min(missing_s, defaults.RESTART_WAIT_S)))
+        if missing_s > defaults.RESTART_WAIT_S:
+            raise WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S)
+
+    @staticmethod
+    async def _wait(job: _Job, until: float, look_up_at: float) -> bool:
+        """Is it `until` yet, or did what the job waits for happen? False at `look_up_at`."""
+        with trio.move_on_at(look_up_at):
+            await job.wake.wait()
+        if job.is_dead:
+            raise WorkerCrashed
+        return job.wake.is_set() or trio.current_time() >= until
+
+    # ------------------------------------------------------------ what comes in
+
+    def _check(self, request: GenerateRequest) -> None:
+        if self.faults.refusal is not None:
+            raise self.faults.refusal
+        if request.artifact and request.artifact != self.info.artifact:
+            raise ModelNotOffered
+        if isinstance(request.input, ChatInput):
+            if not self.info.template:
+                raise Unsupported("chat")
+            if request.template and request.template != self.info.template:
+                raise TemplateMismatch
+            has_tools = request.input.tools and request.input.tool_choice is not ToolChoice.NONE
+            if has_tools and "tools" not in self.info.features:
+                raise Unsupported("tools")
+        if request.output is not None and "grammar" not in self.info.features:
+            raise Unsupported("grammar")
+        try:
+            date.fromisoformat(request.as_of)
+        except ValueError:
+            raise BadFormat("as_of is not a date") from None
+        if any(token_id >= self.model.n_tokens for token_id, _ in request.sampling.logit_bias):
+            raise InvalidRequest("logit_bias names a token that does not exist.")
+
+    def _admit(self, request: GenerateRequest) -> _Job:
+        n_ctx = self.model.n_ctx
+        prompt = prompt_ids(request)
+        if not prompt:
+            raise InvalidRequest("The prompt is empty.")
+        if len(prompt) >= n_ctx:
+            raise ContextLengthExceeded(
+                f"The prompt has {len(prompt)} tokens, the context holds {n_ctx} with the answer.",
+                numbers={"n_prompt": len(prompt), "n_ctx": n_ctx},
+            )
+        if request.resume and request.prompt_digest != prompt_digest(prompt):
+            raise PromptMismatch("It has other tokens here.")
+        if len(self._jobs) >= self.model.n_slots + self.model.n_queued:
+            raise DonorBusy
+        max_new = min(n_ctx - len(prompt), request.max_tokens or defaults.MAX_NEW_TOKENS)
+        resumed = {resume.choice: resume.ids for resume in request.resume}
+        for ids in resumed.values():
+            if not all(0 <= token_id < self.model.n_tokens for token_id in ids):
+                raise ResumeRejected("It names tokens that do not exist.")
+        answers = [
+            Answer(self.model, request, choice, max_new, ids)
+            for choice, ids in (resumed or dict.fromkeys(range(request.n), ())).items()
+        ]
+        if any(answer.stop is not None for answer in answers):
+            raise ResumeRejected("The answer has ended already.")
+        return _Job(request, prompt, max_new, answers, trio.current_time())
+
+    def _accepted(self, job: _Job) -> Accepted:
+        return Accepted(
+            prompt_digest=prompt_digest(job.prompt),
+            n_prompt=len(job.prompt),
+            n_cached=self._n_cached(job),
+            n_ctx=self.model.n_ctx,
+            max_new=job.max_new,
+            sampler=_SAMPLER,
+            eta_ms=round(self._eta_s(job) * self.faults.eta_factor * 1000),
+            position=self._position(job),
+        )
+
+    # ------------------------------------------------------------ who runs
+
+    def _fill_slots(self) -> None:
+        """Let requests start in their turn, as long as there are slots."""
+        for job in self._in_order():
+            if sum(other.phase is not Phase.QUEUED for other in self._jobs) >= self.model.n_slots:
+                return
+            job.phase = Phase.PREFILL
+            job.started_at = trio.current_time()
+            job.n_cached = self._n_cached(job)
+            self._charge(job, len(job.prompt) - job.n_cached)
+            job.wake.set()
+
+    def _in_order(self) -> list[_Job]:
+        """Those that wait: the bucket that was given least first, each in turn."""
+        waiting = [job for job in self._jobs if job.phase is Phase.QUEUED]
+        given = dict(self._given)
+        order = []
+        while waiting:
+            job = min(waiting, key=lambda job: given[job.request.bucket])
+            given[job.request.bucket] += len(job.prompt) + _ANSWER_COST
+            waiting.remove(job)
+            order.append(job)
+        return order
+
+    def _charge(self, job: _Job, cost: int) -> None:
+        """Accounts are those of buckets with requests; who comes anew is owed nothing."""
+        active = {other.request.bucket for other in self._jobs}
+        known = {bucket: given for bucket, given in self._given.items() if bucket in active}
+        least = min(known.values(), default=0)
+        self._given = {bucket: known.get(bucket, least) for bucket in active}
+        self._given[job.request.bucket] += cost
+
+    def _position(self, job: _Job) -> int:
+        return self._in_order().index(job) if job.phase is Phase.QUEUED else 0
+
+    def _eta_s(self, job: _Job) -> float:
+        """Seconds until its first token, at the most: everybody ahead uses all of its `max_new`."""
+        ahead = self._in_order()[: self._position(job)]
+        running = [other for other in self._jobs if other.phase is not Phase.QUEUED]
+        others = [*ahead, *(other for other in running if other is not job)]
+        step_s = self.model.step_s(max(1, sum(len(other.answers) for other in others)))
+        free_at = sorted([0.0] * self.model.n_slots + [other.n_left * step_s for other in running])
+        free_at = free_at[-self.model.n_slots :]
+        for other in ahead:
+            free_at = sorted([free_at[0] + other.n_left * step_s, *free_at[1:]])
+        n_prompt = sum(len(other.prompt) for other in others if other.phase is not Phase.DECODE)
+        n_prompt += len(job.prompt) - self._n_cached(job)
+        wait_s = free_at[0] if job.phase is Phase.QUEUED else 0.0
+        return wait_s + n_prompt / self.model.prefill_tps
+
+    def _n_cached(self, job: _Job) -> int:
+        """Prompt tokens that need no prefill: a prefix that its own scope computed."""
+        found = (
+            _n_common(job.prompt, ids)
+            for scope, ids in self._prefixes
+            if scope == job.request.cache_scope
+        )
+        n = min(max(found, default=0), len(job.prompt) - 1)
+        return n if n >= defaults.MIN_REUSED_PREFIX else 0
+
+    # ------------------------------------------------------------ one request
+
+    def _work(self, job: _Job) -> Iterator[Event | float]:
+        """What is said, and the seconds that pass before what follows."""
+        if job.phase is Phase.QUEUED:
+            yield math.inf
+        job.wake = trio.Event()
+        yield from self._prefill(job)
+        job.phase = Phase.DECODE
+        job.first_token_at = trio.current_time()
+        while True:
+            for answer in list(job.answers):
+                yield from self._next_token(job, answer)
+            if not job.answers:
+                break
+            job.progress = 1 - job.n_left / job.max_new
+            n_streams = sum(
+                len(other.answers) for other in self._jobs if other.phase is Phase.DECODE
+            )
+            yield self.model.step_s(n_streams)
+        yield self._finished(job)
+
+    def _prefill(self, job: _Job) -> Iterator[float]:
+        n_prompt = len(job.prompt) - job.n_cached + sum(answer.index for answer in job.answers)
+        n_left = n_prompt
+        while n_left > 0:
+            job.progress = 1 - n_left / n_prompt
+            n = min(n_left, max(1, int(self.model.prefill_tps * defaults.PREFILL_STEP_S)))
+            n_beside = sum(other.phase is Phase.PREFILL for other in self._jobs)
+            yield n * n_beside / self.model.prefill_tps
+            n_left -= n
+        self._prefixes.append((job.request.cache_scope, job.prompt))
+        del self._prefixes[:-_MAX_PREFIXES]
+
+    def _next_token(self, job: _Job, answer: Answer) -> Iterator[Event | float]:
+        if job.n_new == self.faults.stall_after:
+            yield defaults.WORKER_STALL_S
+        if job.n_new in (self.faults.stall_after, self.faults.crash_after):
+            self.crash()
+            raise WorkerCrashed
+        index = answer.index
+        token = answer.next()
+        if token is not None:
+            token_id, piece, logprob = token
+            logprobs = () if job.request.top_logprobs is None else (logprob,)
+            job.n_new += 1
+            self._charge(job, _ANSWER_COST)
+            yield Tokens(answer.choice, index, (token_id,), (piece,), logprobs)
+        if answer.stop is not None:
+            job.answers.remove(answer)
+            job.ends.append(ChoiceEnd(answer.choice, answer.stop))
+
+    @staticmethod
+    def _finished(job: _Job) -> Finished:
+        now = trio.current_time()
+        return Finished(
+            choices=tuple(sorted(job.ends, key=lambda end: end.choice)),
+            usage=Usage(len(job.prompt), job.n_cached, job.n_new),
+            timings=Timings(
+                queue_ms=round((job.started_at - job.submitted_at) * 1000),
+                prefill_ms=round((job.first_token_at - job.started_at) * 1000),
+                decode_ms=round((now - job.first_token_at) * 1000),
+            ),
+        )
+
+
+def _n_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the longest common prefix."""
+    for place, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return place
+    return min(len(a), len(b))

@@ -1,0 +1,219 @@
+"""A model without weights: a token of an answer is a function of prompt, seed, choice and index.
+
+Start at `FakeModel`. Pure. An answer goes on with the same tokens wherever it is resumed, and
+two donors of the same model give the same answer. Text is nonsense, but valid UTF-8 as a whole;
+words with characters of several bytes are split inside one, as real vocabularies do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenplace.errors import InvalidRequest
+from tokenplace.generation import (
+    ChatInput,
+    EogStop,
+    GenerateRequest,
+    GrammarStop,
+    LengthStop,
+    Logprob,
+    Stop,
+    StringStop,
+    TextInput,
+    TopToken,
+)
+
+WORDS = ("hello ", "tokens ", "are ", "naïve ", "Grüße ", "and ", "日本 ", "😀 ", "free ", "\n")
+_PROMPT_TOKEN_BYTES = 4  # UTF-8, as much as a token of English has
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """What a donor offers, how fast it is, and what it says.
+
+    n_slots: requests that run at once; n_queued: that wait beside them.
+    prefill_tps: prompt tokens a second, shared by the prompts being computed. decode_tps: of one
+    stream alone. stream_cost: how much longer a step takes for each further stream; 0.5 is what a
+    CPU does, near 0 a GPU.
+    n_answer: tokens that an answer has by itself, at least and at most; whole words are made of it.
+    """
+
+    name: str = "fake-model"
+    artifact: str = hashlib.sha256(b"fake-model").hexdigest()
+    template: str = hashlib.sha256(b"fake-template").hexdigest()
+    profile: str = "fake"
+    features: tuple[str, ...] = ("chat", "grammar")
+    n_ctx: int = 4096
+    n_slots: int = 4
+    n_queued: int = 64
+    prefill_tps: float = 1000.0
+    decode_tps: float = 100.0
+    stream_cost: float = 0.5
+    n_answer: tuple[int, int] = (16, 64)
+    words: tuple[str, ...] = WORDS
+
+    @property
+    def eog_id(self) -> int:
+        """The end-of-generation token. Below it are the halves of words, above it all bytes."""
+        return 2 * len(self.words)
+
+    @property
+    def n_tokens(self) -> int:
+        """Size of the vocabulary."""
+        return self.eog_id + 1 + 256
+
+    def piece(self, token_id: int) -> bytes:
+        """Raw bytes of a token."""
+        if token_id == self.eog_id:
+            return b""
+        if token_id > self.eog_id:
+            return bytes([token_id - self.eog_id - 1])
+        first, second = _halves(self.words[token_id // 2])
+        return second if token_id % 2 else first
+
+    def step_s(self, n_streams: int) -> float:
+        """Seconds in which each of so many streams gets a token."""
+        return (1 + (n_streams - 1) * self.stream_cost) / self.decode_tps
+
+
+class Answer:
+    """One choice of an answer. `index` is of the token that comes next.
+
+    ids: what another donor delivered of it.
+    """
+
+    def __init__(
+        self,
+        model: FakeModel,
+        request: GenerateRequest,
+        choice: int,
+        max_new: int,
+        ids: Sequence[int] = (),
+    ) -> None:
+        self.choice = choice
+        self.index = len(ids)
+        self._model = model
+        self._request = request
+        self._max_new = max_new
+        # Without temperature nothing is drawn, so neither seed nor choice matters.
+        drawn = request.seed + bytes([choice]) if request.sampling.temperature > 0 else b""
+        self._key = hashlib.sha256(prompt_digest(prompt_ids(request)) + drawn).digest()
+        self._json = _json_text(model, self._key) if request.output else b""
+        self._stops = tuple(stop.encode() for stop in request.stop)
+        self._text = b""
+        self.stop: Stop | None = None
+        for token_id in ids:
+            self._take(model.piece(token_id))
+        self._end_if_over(len(ids))
+
+    def next(self) -> tuple[int, bytes, Logprob] | None:
+        """The next token, its bytes and how likely it was; None when the model ends its turn
+        instead. Afterwards `stop` says whether, and why, nothing follows.
+        """
+        assert self.stop is None, "an answer goes on after its end"
+        if not self._json and not self._request.ignore_eog and self.index >= self._natural_length:
+            self.stop = EogStop(self._model.eog_id)
+            return None
+        token_id = self._id_at(self.index)
+        logprob = self._logprob(token_id)
+        self._take(self._model.piece(token_id))
+        self.index += 1
+        self._end_if_over(self.index)
+        return token_id, self._model.piece(token_id), logprob
+
+    @property
+    def _natural_length(self) -> int:
+        least, most = (n // 2 for n in self._model.n_answer)
+        return 2 * (least + _draw(self._key, "length") % (most - least + 1))
+
+    def _id_at(self, index: int) -> int:
+        if self._json:
+            return self._model.eog_id + 1 + self._json[min(index, len(self._json) - 1)]
+        return 2 * _word(self._model, self._key, index // 2) + index % 2
+
+    def _take(self, piece: bytes) -> None:
+        window = self._text + piece
+        found = [(at, stop) for stop in self._stops if (at := window.find(stop)) >= 0]
+        if found:
+            self.stop = StringStop(min(found)[1].decode())
+        self._text = window[-max(map(len, self._stops), default=0) :] if self._stops else b""
+
+    def _end_if_over(self, n_tokens: int) -> None:
+        if self.stop is not None:
+            return
+        if self._json and n_tokens >= len(self._json):
+            self.stop = GrammarStop()
+        elif n_tokens >= self._max_new:
+            self.stop = LengthStop()
+
+    def _logprob(self, token_id: int) -> Logprob:
+        """The drawn token is the most likely, and each further one half as likely as the last."""
+        own = 0.4 + 0.5 * (_draw(self._key, f"probability {self.index}") % 100) / 100
+        ids = [(token_id + place) % self._model.n_tokens for place in range(self.n_top)]
+        shares = [own, *((1 - own) / 2**place for place in range(1, self.n_top))]
+        top = tuple(
+            TopToken(other, self._model.piece(other), math.log(share))
+            for other, share in zip(ids, shares, strict=False)
+        )
+        return Logprob(math.log(own), top)
+
+    @property
+    def n_top(self) -> int:
+        """Most likely tokens that are wanted with each."""
+        return self._request.top_logprobs or 0
+
+
+def prompt_ids(request: GenerateRequest) -> tuple[int, ...]:
+    """The prompt's tokens. Raises `InvalidRequest` for text that is none."""
+    try:
+        data = _prompt_text(request).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("The text is not valid Unicode.", param="messages") from None
+    starts = range(0, len(data), _PROMPT_TOKEN_BYTES)
+    return tuple(
+        int.from_bytes(data[start : start + _PROMPT_TOKEN_BYTES], "little") for start in starts
+    )
+
+
+def prompt_digest(ids: Sequence[int]) -> bytes:
+    """sha256 of the prompt's ids as little-endian u32 (docs/protocol.md, section 5)."""
+    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).digest()
+
+
+def _prompt_text(request: GenerateRequest) -> str:
+    match request.input:
+        case TextInput(prompt):
+            return prompt
+        case ChatInput(messages, tools):
+            lines = [f"{tool.name}: {tool.description} {tool.parameters}" for tool in tools]
+            for message in messages:
+                calls = "".join(f" {call.name}({call.arguments})" for call in message.tool_calls)
+                lines.append(f"{message.role}: {message.content}{calls}")
+            return "\n".join([*lines, "assistant:"])
+
+
+def _json_text(model: FakeModel, key: bytes) -> bytes:
+    """It knows no schemas: every answer that must have a form is this object."""
+    words = "".join(model.words[_word(model, key, cell)] for cell in range(4))
+    return json.dumps({"answer": words.strip()}, ensure_ascii=False).encode()
+
+
+def _halves(word: str) -> tuple[bytes, bytes]:
+    """Split inside the first character of several bytes, if there is one."""
+    data = word.encode()
+    wide = next((at for at, byte in enumerate(data) if byte >= 0x80), None)
+    middle = len(data) // 2 if wide is None else wide + 1
+    return data[:middle], data[middle:]
+
+
+def _word(model: FakeModel, key: bytes, cell: int) -> int:
+    return _draw(key, f"word {cell}") % len(model.words)
+
+
+def _draw(key: bytes, what: str) -> int:
+    return int.from_bytes(hashlib.sha256(key + what.encode()).digest()[:8], "big")

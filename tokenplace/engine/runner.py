@@ -1,0 +1,350 @@
+"""Continuous batching: one model, many requests. Start at `Runner.step`.
+
+The scheduler decides, the backend computes, the choices' samplers draw; here is the order in which
+that happens, the clock, and what is told of it. Knows no llama.cpp and no sockets.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as AbstractSequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenplace import defaults
+from tokenplace.engine.answering import Answering, Scoring
+from tokenplace.engine.choice_sampler import NothingAllowed
+from tokenplace.engine.grammar import BadGrammar, GrammarFailed
+from tokenplace.engine.messages import (
+    Count,
+    Counted,
+    FromWorker,
+    Progress,
+    Queued,
+    Refused,
+    Score,
+    Submit,
+)
+from tokenplace.engine.pace import Pace, ThreadTuner
+from tokenplace.engine.sampler import BadLogits
+from tokenplace.engine.scheduler import Chunk, Copy, Keep, Plan, Scheduler
+from tokenplace.engine.sequence import (
+    BadPrompt,
+    Sequence,
+    Vocabulary,
+    prompt_digest,
+    tokenise_prompt,
+)
+from tokenplace.engine.sizing import ContextSize
+from tokenplace.engine.slots import SlotTable
+from tokenplace.errors import ErrorCode
+from tokenplace.generation import Phase
+
+
+class DecodeFailed(Exception):
+    """The backend could not compute a step. What it has of these sequences is unknown."""
+
+
+class CacheFull(Exception):
+    """The backend found no place for a step's tokens; nothing was computed."""
+
+
+class Backend(Protocol):
+    """What computes: one KV cache with many slots. n_batch: tokens of one step, at most."""
+
+    size: ContextSize
+    n_batch: int
+    can_cut: bool
+
+    def apply(self, move: Keep | Copy) -> None:
+        """Forget or copy what a slot holds. Raises `DecodeFailed`."""
+
+    def decode(self, chunks: AbstractSequence[Chunk]) -> NDArray[np.float32]:
+        """Compute a step; the rows of logits wanted, in order, valid until the next call.
+
+        Raises `CacheFull` and `DecodeFailed`.
+        """
+
+    def set_threads(self, n_threads: int) -> None:
+        """Compute with so many from now on."""
+
+
+class Runner:
+    """All requests of one worker.
+
+    computing_s, busy_s: seconds spent in `Backend.decode`, and in steps as a whole.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        vocabulary: Vocabulary,
+        clock: Callable[[], float],
+        n_threads: int,
+        note: Callable[[Iterable[int]], None] = lambda requests: None,
+    ) -> None:
+        """`note` is told, before each piece of work, for which requests it is done."""
+        size = backend.size
+        self.pace = Pace()
+        self.computing_s = self.busy_s = 0.0
+        self._backend = backend
+        self._vocabulary = vocabulary
+        self._clock = clock
+        self._note = note
+        self._tuner = ThreadTuner(n_threads)
+        self._n_threads = n_threads
+        table = SlotTable(size.n_slots, size.n_cells)
+        self._scheduler = Scheduler(table, size.n_running, can_cut=backend.can_cut)
+        self._requests: dict[int, Answering | Scoring] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Is there nothing to compute?"""
+        return self._scheduler.is_idle
+
+    @property
+    def running(self) -> frozenset[int]:
+        """Requests that the next step may compute."""
+        return frozenset(sequence.request for sequence in self._scheduler.running)
+
+    # ------------------------------------------------------------ what comes in
+
+    def submit(self, submit: Submit) -> list[FromWorker]:
+        """Take a request to generate."""
+        self._note((submit.request,))
+        n_ctx = self._backend.size.n_ctx
+        try:
+            answering = Answering.begin(submit, self._vocabulary, n_ctx, self._clock())
+        except BadPrompt as bad:
+            return [bad.refusal(submit.request)]
+        except BadGrammar as bad:
+            return [Refused(submit.request, ErrorCode.INVALID_REQUEST, str(bad))]
+        ahead = self._waiting_requests()
+        n_cached, eta_s = 0, 0.0
+        self._requests[submit.request] = answering
+        for sequence in answering.sequences:
+            self._scheduler.submit(sequence)
+        if answering.choices:
+            first = answering.sequences[0]
+            n_cached, eta_s = self._scheduler.n_cached(first), self._eta_s(first)
+        queued = Queued(
+            submit.request,
+            prompt_digest(answering.prompt),
+            len(answering.prompt),
+            n_cached,
+            n_ctx,
+            answering.max_new,
+            round(eta_s * 1000),
+            len(ahead),
+        )
+        return [queued, *self._end_if_whole(answering)]
+
+    def score(self, score: Score) -> list[FromWorker]:
+        """Take a request to score."""
+        self._note((score.request,))
+        n_ctx = self._backend.size.n_ctx
+        try:
+            scoring = Scoring.begin(score, self._vocabulary, n_ctx, self._clock())
+        except BadPrompt as bad:
+            return [bad.refusal(score.request)]
+        self._requests[score.request] = scoring
+        self._scheduler.submit(scoring.sequence)
+        return []
+
+    def count(self, count: Count) -> list[FromWorker]:
+        """Answer at once how many tokens a prompt has."""
+        self._note((count.request,))
+        n_ctx = defaults.MAX_N_CTX // defaults.MAX_PROMPT_BYTES_PER_TOKEN
+        try:
+            ids = tokenise_prompt(count.segments, self._vocabulary, n_ctx)
+        except BadPrompt as bad:
+            return [bad.refusal(count.request)]
+        return [Counted(count.request, len(ids))]
+
+    def cancel(self, request: int) -> list[FromWorker]:
+        """Forget a request, running or waiting; one that has ended already is no fault."""
+        if request not in self._requests:
+            return []
+        self._end(request)
+        return self._positions()
+
+    # ------------------------------------------------------------ a step
+
+    def step(self) -> list[FromWorker]:
+        """Compute a little for everybody, and say what came of it. Does nothing when idle."""
+        began_at = self._clock()
+        n_decoding = sum(sequence.n_missing == 1 for sequence in self._scheduler.running)
+        n_running = len(self._scheduler.running)
+        n_prompt = min(self.pace.chunk(n_decoding), self._backend.n_batch - n_running)
+        plan = self._scheduler.schedule(max(1, n_prompt), defaults.SCORE_ROWS)
+        events = self._told(plan, began_at)
+        self._note({chunk.sequence.request for chunk in plan.chunks})
+        try:
+            self._apply(plan.moves)
+            rows = self._decode(plan.chunks)
+        except CacheFull:
+            events += self._make_room(plan)
+        except DecodeFailed:
+            for request in {chunk.sequence.request for chunk in plan.chunks}:
+                events += self._fail(request, "The model could not compute this answer.")
+        else:
+            events += self._take(plan.chunks, rows)
+        self.busy_s += self._clock() - began_at
+        return events
+
+    def _decode(self, chunks: list[Chunk]) -> NDArray[np.float32]:
+        if not chunks:
+            return np.empty((0, 0), np.float32)
+        began_at = self._clock()
+        rows = self._backend.decode(chunks)
+        seconds = self._clock() - began_at
+        self.computing_s += seconds
+        n_decode = sum(chunk.n == 1 for chunk in chunks)
+        n_prompt = sum(chunk.n for chunk in chunks) - n_decode
+        self.pace.note(n_prompt, n_decode, seconds)
+        self._tuner.note(n_prompt, n_decode, seconds)
+        if self._tuner.n_threads != self._n_threads:
+            self._n_threads = self._tuner.n_threads
+            self._backend.set_threads(self._n_threads)
+        return rows
+
+    def _take(self, chunks: list[Chunk], rows: NDArray[np.float32]) -> list[FromWorker]:
+        """Draw from the rows, and tell."""
+        events: list[FromWorker] = []
+        now = self._clock()
+        n_before = 0
+        n_running = len(self._scheduler.running)
+        for chunk in chunks:
+            mine = rows[n_before : n_before + chunk.n_rows]
+            n_before += chunk.n_rows
+            asked = self._requests.get(chunk.sequence.request)
+            if asked is None:  # another choice of it failed in this step
+                continue
+            self._note((asked.request,))
+            try:
+                events += self._take_chunk(asked, chunk, mine, now)
+            except BadLogits:
+                events += self._fail(
+                    asked.request, "The model computed numbers that are not finite."
+                )
+            except GrammarFailed as failed:
+                events += self._fail(asked.request, str(failed), ErrorCode.INVALID_REQUEST)
+            except NothingAllowed:
+                events += self._fail(asked.request, "The grammar allows no further token.")
+        if len(self._scheduler.running) < n_running:
+            events += self._positions()
+        return events
+
+    def _take_chunk(
+        self, asked: Answering | Scoring, chunk: Chunk, rows: NDArray[np.float32], now: float
+    ) -> list[FromWorker]:
+        sequence = chunk.sequence
+        events: list[FromWorker] = []
+        if chunk.n_rows == 0:
+            share = sequence.n_past / sequence.n_ids
+            return [Progress(asked.request, Phase.PREFILL, share, 0)]
+        if isinstance(asked, Scoring):
+            events.append(asked.take_rows(sequence, rows, now))
+            if asked.is_whole:
+                self._end(asked.request)
+            return events
+        is_first = sequence.n_new == 0
+        tokens = asked.take_rows(sequence, rows, now)
+        if tokens is not None:
+            events.append(tokens)
+        if sequence.choice in asked.choices:
+            if is_first:
+                events.append(Progress(asked.request, Phase.DECODE, 0.0, 0))
+            return events
+        self._apply(self._scheduler.leave(sequence))
+        return [*events, *self._end_if_whole(asked)]
+
+    def _make_room(self, plan: Plan) -> list[FromWorker]:
+        """The budget has room, the backend found none: the youngest waits, the rest tries again."""
+        for chunk in plan.chunks:  # nothing of it was computed
+            chunk.sequence.n_past = chunk.start
+        requeued = self._scheduler.requeue_youngest()
+        if not requeued:
+            (request,) = {chunk.sequence.request for chunk in plan.chunks}
+            return self._fail(request, "There is no room for this answer in the KV cache.")
+        self._apply([Keep(slot, 0) for slot in self._scheduler.forget_idle()])
+        return self._told(Plan(requeued=requeued), self._clock())
+
+    def _apply(self, moves: Iterable[Keep | Copy]) -> None:
+        for move in moves:
+            self._backend.apply(move)
+
+    # ------------------------------------------------------------ ends
+
+    def _end_if_whole(self, answering: Answering) -> list[FromWorker]:
+        if answering.choices:
+            return []
+        del self._requests[answering.request]
+        return [answering.done(self._clock(), self.pace.prefill_tps, self.pace.decode_tps)]
+
+    def _end(self, request: int) -> None:
+        for sequence in self._requests.pop(request).sequences:
+            self._apply(self._scheduler.leave(sequence))
+
+    def _fail(
+        self, request: int, detail: str, code: ErrorCode = ErrorCode.INTERNAL
+    ) -> list[FromWorker]:
+        """Nothing that it computed is used again."""
+        for sequence in self._requests.pop(request).sequences:
+            self._apply(self._scheduler.drop(sequence))
+        return [Refused(request, code, detail)]
+
+    # ------------------------------------------------------------ what is told
+
+    def _told(self, plan: Plan, now: float) -> list[FromWorker]:
+        """Who started and who has to wait again."""
+        events: list[FromWorker] = []
+        for sequence in plan.started:
+            asked = self._requests[sequence.request]
+            asked.note_start(sequence, now)
+            share = sequence.n_past / sequence.n_ids
+            events.append(Progress(sequence.request, Phase.PREFILL, share, 0))
+        events += [Progress(s.request, Phase.REQUEUED, 0.0, 0) for s in plan.requeued]
+        if plan.started:
+            events += self._positions()
+        return events
+
+    def _waiting_requests(self) -> list[int]:
+        """Requests of which nothing runs, in the order in which they would start."""
+        running = self.running
+        in_order = dict.fromkeys(s.request for s in self._scheduler.in_order())
+        return [request for request in in_order if request not in running]
+
+    def _positions(self) -> list[FromWorker]:
+        return [
+            Progress(request, Phase.QUEUED, 0.0, place)
+            for place, request in enumerate(self._waiting_requests())
+            if not self._has_begun(request)
+        ]
+
+    def _has_begun(self, request: int) -> bool:
+        return self._requests[request].times.started_at is not None
+
+    def _eta_s(self, sequence: Sequence) -> float:
+        """Seconds until its first token, at the most: everybody ahead is taken to use all of its
+        `max_new`. A requester's deadline is made of it, so it must not be too short.
+        """
+        running = self._scheduler.running
+        ahead = self._scheduler.in_order()
+        ahead = ahead[: ahead.index(sequence)]
+        n_running = self._backend.size.n_running
+        token_s = self.pace.seconds_for_decode(1) * max(
+            1, min(n_running, len(running) + len(ahead))
+        )
+        # When each seat is free again; the newcomers take the first that is.
+        free_at = [(s.max_new - s.n_new) * token_s for s in running]
+        free_at += [0.0] * (n_running - len(free_at))
+        heapq.heapify(free_at)
+        for other in ahead:
+            heapq.heapreplace(free_at, free_at[0] + (other.max_new - other.n_new) * token_s)
+        n_to_compute = sum(s.n_missing for s in (*running, *ahead) if s.n_missing > 1)
+        n_to_compute += sequence.n_missing - self._scheduler.n_cached(sequence)
+        return free_at[0] + self.pace.seconds_for_prefill(n_to_compute)

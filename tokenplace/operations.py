@@ -1,0 +1,108 @@
+"""The words for what can be asked of a model beside tokens: vectors of texts, a prompt's length,
+scores of an answer.
+
+Start at `EmbedRequest`. Pure words, as `generation.py`. Differs from `Generator`: these answers are
+short, so they come whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenplace.generation import ChatInput, SamplingParams, TextInput
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Vectors wanted for texts, of a model made for that. `model`, `artifact` and `bucket` are as
+    in `GenerateRequest`.
+
+    texts: 1 to `defaults.MAX_EMBED_INPUTS`, none empty.
+    dimensions: keep so many numbers of each vector, made one long again; None keeps all.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    dimensions: int | None = None
+    artifact: str = ""
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each text, in their order: float32 numbers, little-endian, of length one.
+
+    n_tokens: of each text, with those that the model puts around it.
+    """
+
+    vectors: tuple[bytes, ...]
+    n_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountRequest:
+    """How many tokens a prompt has, template and BOS included. The fields are as in
+    `GenerateRequest`.
+    """
+
+    model: str
+    input: ChatInput | TextInput
+    as_of: str
+    artifact: str = ""
+    template: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Draw again, as tp/1 does, what this seed gives for this choice."""
+
+    sampling: SamplingParams
+    seed: bytes
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """How likely a model finds an answer that somebody else gave: for audits. The other fields are
+    as in `GenerateRequest`.
+
+    ids: the answer's tokens, 1 to `defaults.MAX_NEW_TOKENS`, an end-of-generation id among them or
+    not. replay: what the answer is said to have been drawn with; None draws nothing.
+    """
+
+    model: str
+    input: ChatInput | TextInput
+    ids: tuple[int, ...]
+    cache_scope: bytes
+    as_of: str
+    replay: Replay | None = None
+    artifact: str = ""
+    template: str = ""
+    bucket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token among all that could have stood in its place, by raw logits, as `Logprob`.
+
+    logprob: ln of its probability. gap: the highest logit minus its own; 0 or more.
+    rank: how many stand before it: with a higher logit, or the same and a lower id.
+    mass: the probability of those before it. So it is within top_k if rank < k, within top_p if
+    mass < p, and within min_p if gap <= -ln(min_p), each on its own.
+    """
+
+    logprob: float
+    gap: float
+    rank: int
+    mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One score for each id. `drawn`: with `replay`, the id that tp/1 draws in its place, the
+    tokens before it being those given; else empty.
+    """
+
+    tokens: tuple[TokenScore, ...]
+    drawn: tuple[int, ...]
+    n_prompt: int
