@@ -118,7 +118,7 @@ def check(events: list[Event], request: GenerateRequest) -> None:
             assert next_index[end.choice] == first.max_new
     assert len(first.prompt_digest) == 32
     assert first.sampler == "tp/1"
-    assert last.usage.n_prompt == first.n_prompt > last.usage.n_cached
+    assert last.usage.n_prompt == first.n_prompt >= last.usage.n_cached
     assert last.usage.n_completion == n_new
     assert min(vars_of(last.timings)) >= 0
 
@@ -179,12 +179,13 @@ def test_seeds_decide_only_what_is_drawn(rig: Rig) -> None:
 
 
 def test_the_model_ends_its_turn(rig: Rig) -> None:
-    events = answer(rig, chat("Say hello.", max_tokens=300))
+    events = answer(rig, chat("Say hello.", max_tokens=200))
     (end,) = finished_of(events).choices
     assert isinstance(end.stop, EogStop)
     assert end.stop.id not in ids_of(events)
-    going_on = answer(rig, chat("Say hello.", max_tokens=300, ignore_eog=True))
-    assert len(ids_of(going_on)) == 300
+    longer = len(ids_of(events)) + 4
+    going_on = answer(rig, chat("Say hello.", max_tokens=longer, ignore_eog=True))
+    assert len(ids_of(going_on)) == longer
 
 
 def test_a_stop_string_ends_an_answer_with_the_token_that_completes_it(rig: Rig) -> None:
@@ -252,14 +253,25 @@ def test_only_the_choices_named_are_resumed(rig: Rig) -> None:
     assert [len(ids_of(resumed, choice)) for choice in range(3)] == [9, 0, 4]
 
 
+def test_what_had_ended_already_only_ends(rig: Rig) -> None:
+    request = replace(STORY, n=2)
+    events = answer(rig, request)
+    ended = answer(rig, cut(events, request, {0: 12, 1: 12}))
+    assert [type(event) for event in ended] == [Accepted, Finished]
+    assert finished_of(ended).choices == finished_of(events).choices
+    half = answer(rig, cut(events, request, {0: 12, 1: 11}))
+    assert len(ids_of(half, 1)) == finished_of(half).usage.n_completion == 1
+
+
 def test_what_cannot_be_resumed_is_refused(rig: Rig) -> None:
     events = answer(rig, STORY)
     good = cut(events, STORY, {0: 5})
     assert isinstance(refusal(rig, replace(good, prompt_digest=bytes(32))), PromptMismatch)
-    assert isinstance(refusal(rig, cut(events, STORY, {0: 12})), ResumeRejected)
+    too_long = replace(cut(events, STORY, {0: 12}), max_tokens=11)
+    assert isinstance(refusal(rig, too_long), ResumeRejected)
     absurd = replace(good, resume=(Resume(0, (2**31 - 1,)),))
     assert isinstance(refusal(rig, absurd), ResumeRejected)
-    stopped = replace(good, stop=(text_of(events)[:2],))
+    stopped = replace(good, stop=(text_of(events)[:2],))  # it ends with the first or second
     assert isinstance(refusal(rig, stopped), ResumeRejected)
 
 
@@ -306,12 +318,13 @@ def test_leaving_early_frees_the_slot(rig: Rig) -> None:
     rig.run(scenario)
 
 
-async def run_on(engine: AnyEngine, task_status: trio.TaskStatus[None]) -> None:
-    """Have a slot until cancelled."""
-    async with engine.generate(chat("Count.", max_tokens=900, ignore_eog=True)) as events:
-        async for event in events:
-            if isinstance(event, Tokens) and event.index == 0:
-                task_status.started()
+async def run_on(engine: AnyEngine, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Have a slot until the scope is cancelled."""
+    with trio.CancelScope() as scope:
+        async with engine.generate(chat("Count.", max_tokens=900, ignore_eog=True)) as events:
+            async for event in events:
+                if isinstance(event, Tokens) and event.index == 0:
+                    task_status.started(scope)
 
 
 def test_more_requests_than_slots_wait_and_hear_so(
@@ -321,8 +334,7 @@ def test_more_requests_than_slots_wait_and_hear_so(
 
     async def scenario(engine: AnyEngine) -> None:
         async with trio.open_nursery() as nursery:
-            for _ in range(engine.info.n_slots):
-                await nursery.start(run_on, engine)
+            running = [await nursery.start(run_on, engine) for _ in range(engine.info.n_slots)]
             assert engine.load.n_running == engine.info.n_slots == 2
             async with engine.generate(STORY) as events:
                 first, alive = await events.receive(), await events.receive()
@@ -332,7 +344,10 @@ def test_more_requests_than_slots_wait_and_hear_so(
                 assert isinstance(alive, Alive)
                 assert alive.phase is Phase.QUEUED
                 assert engine.load.n_queued == 1
-                nursery.cancel_scope.cancel()
+                for scope in running:
+                    scope.cancel()
+                check([first, alive, *[event async for event in events]], STORY)
+
     rig.run(scenario)
 
 

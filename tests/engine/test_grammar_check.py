@@ -13,6 +13,7 @@ import trio.testing
 
 from tests.engine.test_constraint import with_schema
 from tokenplace import defaults
+from tokenplace.engine.checker import byte_tokenizer, check
 from tokenplace.engine.constraint import grammar_for
 from tokenplace.engine.grammar_check import GrammarChecker
 from tokenplace.engine.tools import ToolFormat, control_name
@@ -89,6 +90,23 @@ REFUSED = {
         ]
     },
 }
+
+
+@pytest.mark.parametrize("name", BEARABLE)
+def test_what_is_cheap_passes(name: str) -> None:
+    grammar = grammar_for(with_schema(BEARABLE[name]), ToolFormat.JSON, frozenset())
+    assert check(byte_tokenizer(()), grammar) == ""
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_has_a_reason(name: str) -> None:
+    grammar = grammar_for(with_schema(REFUSED[name]), ToolFormat.JSON, frozenset())
+    reason = check(byte_tokenizer(()), grammar)
+    assert reason in (
+        "A `$ref` in it leads nowhere.",
+        "Nothing can satisfy it.",
+        "It is too complex.",
+    )
 
 
 async def test_schemas_that_stopped_llama_cpp() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenplace import defaults
@@ -159,6 +159,8 @@ def test_steps_with_prompts_correct_a_decode_time_that_is_too_long() -> None:
     assert REFERENCE.seconds(pace.chunk(4), 4) < 2 * defaults.PREFILL_STEP_S
 
 
+@settings(max_examples=50)
+@example([(1, 0, 5e-324), (0, 1, 1e6)])
 @given(
     st.lists(
         st.tuples(

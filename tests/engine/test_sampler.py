@@ -26,6 +26,15 @@ PARAMS = st.builds(
     min_p=st.sampled_from([0.0, 0.001, 0.05, 0.5, 1.0]),
     typical_p=st.sampled_from([1.0, 1.0, 1e-6, 0.2, 0.7, 0.95, 0.999]),
 )
+# Most of them leave too many candidates to sort.
+WIDE_PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.1, 0.8, 2.0]),
+    top_k=st.sampled_from([0, 0, 0, 40, 700, 5000, 1 << 20]),
+    top_p=st.sampled_from([0.3, 0.95, 0.999, 1.0, 1.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.001, 0.05]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.95, 0.999]),
+)
 UNIT = st.floats(0, 1, exclude_max=True)
 SMALL = st.lists(
     st.one_of(
@@ -46,19 +55,28 @@ def test_small_rows_as_the_reference(logits: list[float], params: SamplingParams
 
 @given(
     st.integers(0, 2**32),
-    st.integers(1, 12_000),
+    st.sampled_from([1, 600, 3000, 9000, 20_000]),
     st.sampled_from([0.0, 0.3, 3.0, 8.0]),
     st.booleans(),
-    PARAMS,
+    st.sampled_from([0.0, 0.0, 0.5, 0.99]),
+    WIDE_PARAMS,
     UNIT,
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_vocabularies_as_the_reference(
-    noise: int, n: int, spread: float, is_rounded: bool, params: SamplingParams, u: float
+    noise: int,
+    n: int,
+    spread: float,
+    is_rounded: bool,
+    forbidden: float,
+    params: SamplingParams,
+    u: float,
 ) -> None:
-    """Large enough for blocks and for every prefix; rounded rows are full of equals."""
-    row = np.random.default_rng(noise).normal(0, spread, n).astype(np.float32)
+    """Large enough for every first look and for halving; rounded rows are full of equals."""
+    rng = np.random.default_rng(noise)
+    row = rng.normal(0, spread, n).astype(np.float32)
     row = row.round() if is_rounded else row
+    row[1:][rng.random(n - 1) < forbidden] = -np.inf
     expected, margin = tp1.choose(row.tolist(), params, u)
     assume(margin > tp1.CLOSE)
     assert sample(row, params, u) == expected
@@ -145,13 +163,17 @@ def test_tokens_ruled_out_are_never_drawn() -> None:
     assert {sample(row, params, u) for u in (0.0, 0.49, 0.51, 1 - 2**-53)} == {7, 9_000}
 
 
-def test_rounded_sums_draw_nothing_that_is_ruled_out() -> None:
+@pytest.mark.parametrize("forbidden", [0.02, 0.5, 0.999])
+@pytest.mark.parametrize("typical_p", [1.0, 0.9999999])
+def test_rounded_sums_draw_nothing_that_is_ruled_out(forbidden: float, typical_p: float) -> None:
     """The running sum may end below u, and after it come only tokens that must not come."""
-    params = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    params = SamplingParams(1.0, 0, 1.0, 0.0, typical_p)
     for noise in range(20):
-        row = np.random.default_rng(noise).normal(0, 3, 5000).astype(np.float32)
-        row[:100] = -np.inf
-        assert row[sample(row, params, 1 - 2**-53)] > -np.inf
+        rng = np.random.default_rng(noise)
+        row = rng.normal(0, 1, 5000).astype(np.float32)
+        row[rng.random(5000) < forbidden] = -np.inf
+        for u in (1 - 2**-53, 1 - 2**-52):
+            assert row[sample(row, params, u)] > -np.inf
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine import chat_templates
+from tests.engine.parts import until
 from tokenplace import defaults
 from tokenplace.engine.guard import Guard, any_of
 from tokenplace.engine.renderer import compile_template
@@ -170,6 +171,29 @@ async def test_a_child_that_something_else_ended_is_replaced_unnoticed() -> None
         child.kill()
         psutil.wait_procs([child])
         assert await renderer.render(HELLO, TODAY) == (("hello", True),)
+
+
+async def test_a_child_that_dies_of_a_chat_is_the_templates_failure() -> None:
+    others = set(psutil.Process().children())
+    async with open_renderer(LOOP) as renderer, trio.open_nursery() as nursery:
+
+        async def render() -> None:
+            with pytest.raises(TemplateFailed, match="too much time or memory"):
+                await renderer.render(HELLO, TODAY)
+
+        nursery.start_soon(render)
+        await until(lambda: set(psutil.Process().children()) != others)
+        for child in set(psutil.Process().children()) - others:
+            child.kill()
+
+
+async def test_a_template_that_never_gets_ready_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "HELPER_START_TIMEOUT_S", 0.001)
+    others = set(psutil.Process().children())
+    async with open_renderer(PLAIN) as renderer:
+        with pytest.raises(ConfigError, match="too much time or memory"):
+            await renderer.start()
+        assert set(psutil.Process().children()) == others
 
 
 async def test_renders_at_the_same_time_do_not_mix() -> None:

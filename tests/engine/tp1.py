@@ -120,7 +120,8 @@ def typical(logits: Sequence[float], kept: list[int], share: float) -> tuple[lis
     for i, k in pairwise(nearest[: n_kept + 1]):
         if logits[i] != logits[k] and p[k] > 0:
             margin = min(margin, abs(surprise[k] - entropy) - abs(surprise[i] - entropy))
-    return [i for i in kept if i in nearest[:n_kept]], margin
+    near = set(nearest[:n_kept])
+    return [i for i in kept if i in near], margin
 
 
 def draw(

@@ -59,7 +59,7 @@ def _try(matcher: LlamaMatcher, tokenizer: GrammarTokenizer) -> None:
 
 
 def main() -> None:
-    """Make a vocabulary with the first frame's control texts, then check until the parent is gone."""
+    """Make a vocabulary of the first frame's control texts, then check until the parent is gone."""
     pipe = enter_child(sys.argv[1:])
     limit_process(defaults.GRAMMAR_CHECK_MEMORY_BYTES)
     tokenizer = byte_tokenizer(pipe.receive())

@@ -36,8 +36,7 @@ from tokenplace.generation import (
 OUTPUT_PARAM: Final = "response_format"
 TOOLS_PARAM: Final = "tools"
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
-# A small model writes spaces for ever if it may. Eight levels of four spaces and a newline are 33.
-_WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,64}"
+_SPACE: Final = rf"[\x20\x0A\x0D\x09]{{1,{defaults.MAX_JSON_SPACE}}}"
 
 
 def grammar_for(request: GenerateRequest, tools: ToolFormat, control_texts: frozenset[str]) -> str:
@@ -56,15 +55,12 @@ def grammar_for(request: GenerateRequest, tools: ToolFormat, control_texts: froz
         return ""
     if not callable_tools:
         return f"start: {output}"
+    _check_size(sum(len(tool.parameters) for tool in callable_tools))  # before all are parsed
     rules = list(_call_rules(request.input, callable_tools, tools, control_texts))
     # A tool that may be called is not shut out by the form that an answer must have.
     start = "start: calls" if is_forced else f"start: calls | answer\nanswer: {output}"
     grammar = "\n".join([start, *rules])
-    if len(grammar) > defaults.MAX_GRAMMAR_BYTES:
-        raise InvalidRequest(
-            f"Together the tools' schemas are larger than {defaults.MAX_GRAMMAR_BYTES} bytes.",
-            param=TOOLS_PARAM,
-        )
+    _check_size(len(grammar))
     return grammar
 
 
@@ -88,7 +84,7 @@ def _output_rule(output: JsonObject | JsonSchema | None) -> str:
 
 
 def _json(schema: dict[str, Any], *, is_lenient: bool) -> str:
-    options = {"whitespace_pattern": _WHITESPACE, "lenient": is_lenient}
+    options = {"whitespace_pattern": _SPACE, "lenient": is_lenient}
     # Options that an app put there itself would undo ours.
     return "%json " + json.dumps({**schema, "x-guidance": options})
 
@@ -166,6 +162,14 @@ def _check_tools(chat: ChatInput) -> None:
         )
     if len(set(names)) != len(names):
         raise InvalidRequest("Two tools have the same name.", param=TOOLS_PARAM)
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > defaults.MAX_GRAMMAR_BYTES:
+        raise InvalidRequest(
+            f"Together the tools' schemas are larger than {defaults.MAX_GRAMMAR_BYTES} bytes.",
+            param=TOOLS_PARAM,
+        )
 
 
 def _arguments_schema(tool: Tool) -> dict[str, Any]:

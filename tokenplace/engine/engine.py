@@ -15,28 +15,29 @@ from typing import Final
 import trio
 
 from tokenplace import defaults
+from tokenplace.engine import operating
 from tokenplace.engine.constraint import grammar_for, grammar_param
 from tokenplace.engine.grammar_check import GrammarChecker
 from tokenplace.engine.guard import Segment
 from tokenplace.engine.launch import EngineSpec as EngineSpec
-from tokenplace.engine.messages import Done, NewTokens, Queued, Refused, Submit
+from tokenplace.engine.messages import Done, NewTokens, Queued, Ready, Refused, Submit
 from tokenplace.engine.supervisor import Answer, Mail, Supervisor
 from tokenplace.engine.supervisor import EngineLoad as EngineLoad
 from tokenplace.engine.template import TemplateRenderer, template_hash
 from tokenplace.engine.tools import tool_format
 from tokenplace.errors import (
-    DONOR_ERRORS,
     BadFormat,
     ConfigError,
-    ErrorCode,
     InvalidRequest,
     ModelNotOffered,
     TemplateMismatch,
     TokenplaceError,
     Unsupported,
 )
+from tokenplace.features import Feature
 from tokenplace.generation import (
     Accepted,
+    Alive,
     ChatInput,
     ChoiceEnd,
     EogStop,
@@ -55,6 +56,7 @@ from tokenplace.generation import (
     TopToken,
     Usage,
 )
+from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
 
 _SAMPLER: Final = "tp/1"
 
@@ -64,7 +66,7 @@ class EngineInfo:
     """What a donor may say of its model: the fields of an offer (docs/protocol.md, section 3).
 
     template is empty, and "chat" not among the features, when the file has no chat template.
-    n_slots: requests that run at once.
+    n_slots: requests that run at once. n_dimensions: of its vectors; 0 for a model that generates.
     """
 
     name: str
@@ -74,6 +76,7 @@ class EngineInfo:
     n_ctx: int
     features: tuple[str, ...]
     n_slots: int = 1
+    n_dimensions: int = 0
 
 
 class Engine:
@@ -112,11 +115,12 @@ class Engine:
         `ResumeRejected`, `DonorBusy`, `Quarantined`, `WorkerCrashed`, `DonorInternalError`,
         `DonorFinishing`.
         """
+        self._check_generates()
         self._check(request)
         grammar = grammar_for(request, self._tool_format, self._control_texts)
         segments = await self._segments(request)
         if grammar:
-            await self._checker.check(grammar, grammar_param(request))
+            await self._checker.check(grammar, grammar_param(request), request.bucket)
         submit = to_submit(request, segments, grammar)
         answer = await self._supervisor.submit(submit)
         try:
@@ -131,9 +135,47 @@ class Engine:
         finally:
             self._supervisor.forget(answer)
 
-    def _check(self, request: GenerateRequest) -> None:
-        if request.artifact and request.artifact != self.info.artifact:
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Vectors of texts, if this model is made for that.
+
+        Raises `ModelNotOffered`, `Unsupported`, `InvalidRequest`, `ContextLengthExceeded`,
+        `RequestTooBig`, `DonorBusy`, `Quarantined`, `WorkerCrashed`, `DonorInternalError`,
+        `DonorFinishing`.
+        """
+        self._check_artifact(request.artifact)
+        if not self.info.n_dimensions:
+            raise Unsupported(Feature.EMBEDDINGS)
+        for text in request.texts:
+            _check_text(text, "input")
+        return await operating.embed(self._supervisor, request)
+
+    async def count(self, request: CountRequest) -> int:
+        """How many tokens a prompt has. Nothing is computed.
+
+        Raises as `generate`, but for what only generating can raise.
+        """
+        self._check(request)
+        return await operating.count(self._supervisor, await self._segments(request))
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """How likely this model finds given ids after a prompt.
+
+        Raises as `generate`, but for what only generating can raise.
+        """
+        self._check_generates()
+        self._check(request)
+        return await operating.score(self._supervisor, request, await self._segments(request))
+
+    def _check_generates(self) -> None:
+        if self.info.n_dimensions:
+            raise Unsupported("generate")
+
+    def _check_artifact(self, artifact: str) -> None:
+        if artifact and artifact != self.info.artifact:
             raise ModelNotOffered
+
+    def _check(self, request: GenerateRequest | CountRequest | ScoreRequest) -> None:
+        self._check_artifact(request.artifact)
         if isinstance(request.input, ChatInput):
             if self._renderer is None:
                 raise Unsupported("chat")
@@ -147,7 +189,9 @@ class Engine:
         except ValueError:
             raise BadFormat("as_of is not a date") from None
 
-    async def _segments(self, request: GenerateRequest) -> tuple[Segment, ...]:
+    async def _segments(
+        self, request: GenerateRequest | CountRequest | ScoreRequest
+    ) -> tuple[Segment, ...]:
         """The prompt as text. A raw prompt is the user's own words: no control tokens in it."""
         match request.input:
             case TextInput(prompt):
@@ -187,8 +231,9 @@ async def open_engine(spec: EngineSpec) -> AsyncIterator[Engine]:
             template=template_hash(ready.template) if renderer else "",
             profile=ready.profile,
             n_ctx=ready.n_ctx,
-            features=_features(renderer),
+            features=_features(ready, renderer),
             n_slots=ready.n_slots,
+            n_dimensions=ready.n_dimensions,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(supervisor.run)
@@ -201,8 +246,10 @@ async def open_engine(spec: EngineSpec) -> AsyncIterator[Engine]:
         await supervisor.aclose()
 
 
-def _features(renderer: TemplateRenderer | None) -> tuple[str, ...]:
+def _features(ready: Ready, renderer: TemplateRenderer | None) -> tuple[str, ...]:
     """What an offer says that the model can do, beside continuing a text."""
+    if ready.n_dimensions:
+        return (Feature.EMBEDDINGS,)
     if renderer is None:
         return ("grammar",)
     return ("chat", "tools", "grammar") if renderer.has_tools else ("chat", "grammar")
@@ -247,6 +294,8 @@ def to_event(mail: Mail) -> Event:
                 Logprob(own, tuple(TopToken(*token) for token in top)) for own, top in mail.logprobs
             )
             return Tokens(mail.choice, mail.index, mail.ids, mail.pieces, logprobs)
+        case Alive():
+            return mail
         case Done():
             return Finished(
                 tuple(ChoiceEnd(choice, _stop(end)) for choice, end in mail.ends),
@@ -254,7 +303,7 @@ def to_event(mail: Mail) -> Event:
                 Timings(mail.queue_ms, mail.prefill_ms, mail.decode_ms),
             )
         case Refused():
-            raise DONOR_ERRORS[ErrorCode(mail.code)](mail.detail, numbers=dict(mail.numbers))
+            raise operating.error_of(mail)
         case TokenplaceError():
             raise mail
         case _:

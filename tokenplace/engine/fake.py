@@ -28,7 +28,6 @@ from tokenplace.errors import (
     InvalidRequest,
     ModelNotOffered,
     PromptMismatch,
-    ResumeRejected,
     TemplateMismatch,
     TokenplaceError,
     Unsupported,
@@ -91,13 +90,19 @@ class _Job:
     progress: float = 0.0
     n_cached: int = 0
     n_new: int = 0
-    started_at: float = 0.0
-    first_token_at: float = 0.0
+    started_at: float | None = None
+    first_token_at: float | None = None
 
     @property
     def n_left(self) -> int:
         """Tokens that the choice which is furthest back may still have."""
         return max((self.max_new - answer.index for answer in self.answers), default=0)
+
+    def end_if_over(self, answer: Answer) -> None:
+        """Count a choice as ended if nothing follows in it."""
+        if answer.stop is not None:
+            self.answers.remove(answer)
+            self.ends.append(ChoiceEnd(answer.choice, answer.stop))
 
 
 class FakeEngine:
@@ -234,16 +239,14 @@ class FakeEngine:
             raise DonorBusy
         max_new = min(n_ctx - len(prompt), request.max_tokens or defaults.MAX_NEW_TOKENS)
         resumed = {resume.choice: resume.ids for resume in request.resume}
-        for ids in resumed.values():
-            if not all(0 <= token_id < self.model.n_tokens for token_id in ids):
-                raise ResumeRejected("It names tokens that do not exist.")
         answers = [
             Answer(self.model, request, choice, max_new, ids)
             for choice, ids in (resumed or dict.fromkeys(range(request.n), ())).items()
         ]
-        if any(answer.stop is not None for answer in answers):
-            raise ResumeRejected("The answer has ended already.")
-        return _Job(request, prompt, max_new, answers, trio.current_time())
+        job = _Job(request, prompt, max_new, answers, trio.current_time())
+        for answer in list(answers):
+            job.end_if_over(answer)
+        return job
 
     def _accepted(self, job: _Job) -> Accepted:
         return Accepted(
@@ -315,29 +318,19 @@ class FakeEngine:
             for scope, ids in self._prefixes
             if scope == job.request.cache_scope
         )
-        n = min(max(found, default=0), len(job.prompt) - 1)
+        n = min(max(found, default=0), len(job.prompt) - 1)  # the last one's logits are needed
         return n if n >= defaults.MIN_REUSED_PREFIX else 0
 
     # ------------------------------------------------------------ one request
 
     def _work(self, job: _Job) -> Iterator[Event | float]:
         """What is said, and the seconds that pass before what follows."""
-        if job.phase is Phase.QUEUED:
-            yield math.inf
-        job.wake = trio.Event()
-        yield from self._prefill(job)
-        job.phase = Phase.DECODE
-        job.first_token_at = trio.current_time()
-        while True:
-            for answer in list(job.answers):
-                yield from self._next_token(job, answer)
-            if not job.answers:
-                break
-            job.progress = 1 - job.n_left / job.max_new
-            n_streams = sum(
-                len(other.answers) for other in self._jobs if other.phase is Phase.DECODE
-            )
-            yield self.model.step_s(n_streams)
+        if job.answers:  # what was resumed may have ended already
+            if job.phase is Phase.QUEUED:
+                yield math.inf
+            job.wake = trio.Event()
+            yield from self._prefill(job)
+            yield from self._decode(job)
         yield self._finished(job)
 
     def _prefill(self, job: _Job) -> Iterator[float]:
@@ -351,6 +344,18 @@ class FakeEngine:
             n_left -= n
         self._prefixes.append((job.request.cache_scope, job.prompt))
         del self._prefixes[:-_MAX_PREFIXES]
+
+    def _decode(self, job: _Job) -> Iterator[Event | float]:
+        job.phase = Phase.DECODE
+        job.first_token_at = trio.current_time()
+        while True:
+            for answer in list(job.answers):
+                yield from self._next_token(job, answer)
+            if not job.answers:
+                return
+            job.progress = 1 - job.n_left / job.max_new
+            streams = (len(other.answers) for other in self._jobs if other.phase is Phase.DECODE)
+            yield self.model.step_s(sum(streams))
 
     def _next_token(self, job: _Job, answer: Answer) -> Iterator[Event | float]:
         if job.n_new == self.faults.stall_after:
@@ -366,20 +371,20 @@ class FakeEngine:
             job.n_new += 1
             self._charge(job, _ANSWER_COST)
             yield Tokens(answer.choice, index, (token_id,), (piece,), logprobs)
-        if answer.stop is not None:
-            job.answers.remove(answer)
-            job.ends.append(ChoiceEnd(answer.choice, answer.stop))
+        job.end_if_over(answer)
 
     @staticmethod
     def _finished(job: _Job) -> Finished:
         now = trio.current_time()
+        started_at = now if job.started_at is None else job.started_at
+        first_token_at = now if job.first_token_at is None else job.first_token_at
         return Finished(
             choices=tuple(sorted(job.ends, key=lambda end: end.choice)),
             usage=Usage(len(job.prompt), job.n_cached, job.n_new),
             timings=Timings(
-                queue_ms=round((job.started_at - job.submitted_at) * 1000),
-                prefill_ms=round((job.first_token_at - job.started_at) * 1000),
-                decode_ms=round((now - job.first_token_at) * 1000),
+                queue_ms=round((started_at - job.submitted_at) * 1000),
+                prefill_ms=round((first_token_at - started_at) * 1000),
+                decode_ms=round((now - first_token_at) * 1000),
             ),
         )
 

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenplace.errors import InvalidRequest
+from tokenplace.errors import InvalidRequest, ResumeRejected
 from tokenplace.generation import (
     ChatInput,
     EogStop,
@@ -82,9 +82,9 @@ class FakeModel:
 
 
 class Answer:
-    """One choice of an answer. `index` is of the token that comes next.
+    """One choice of an answer. `index` is of the token that comes next, `stop` why none does.
 
-    ids: what another donor delivered of it.
+    ids: what another donor delivered of it. Raises `ResumeRejected` if it cannot go on from there.
     """
 
     def __init__(
@@ -96,7 +96,8 @@ class Answer:
         ids: Sequence[int] = (),
     ) -> None:
         self.choice = choice
-        self.index = len(ids)
+        self.index = 0
+        self.stop: Stop | None = None
         self._model = model
         self._request = request
         self._max_new = max_new
@@ -105,11 +106,15 @@ class Answer:
         self._key = hashlib.sha256(prompt_digest(prompt_ids(request)) + drawn).digest()
         self._json = _json_text(model, self._key) if request.output else b""
         self._stops = tuple(stop.encode() for stop in request.stop)
-        self._text = b""
-        self.stop: Stop | None = None
+        self._tail = b""
         for token_id in ids:
-            self._take(model.piece(token_id))
-        self._end_if_over(len(ids))
+            if not 0 <= token_id < model.n_tokens:
+                raise ResumeRejected("It names tokens that do not exist.")
+            if self.stop is not None:
+                raise ResumeRejected("It goes on behind its end.")
+            if self._json and token_id != self._id_at(self.index):
+                raise ResumeRejected("The grammar forbids its tokens.")
+            self._accept(token_id)
 
     def next(self) -> tuple[int, bytes, Logprob] | None:
         """The next token, its bytes and how likely it was; None when the model ends its turn
@@ -121,9 +126,7 @@ class Answer:
             return None
         token_id = self._id_at(self.index)
         logprob = self._logprob(token_id)
-        self._take(self._model.piece(token_id))
-        self.index += 1
-        self._end_if_over(self.index)
+        self._accept(token_id)
         return token_id, self._model.piece(token_id), logprob
 
     @property
@@ -133,39 +136,31 @@ class Answer:
 
     def _id_at(self, index: int) -> int:
         if self._json:
-            return self._model.eog_id + 1 + self._json[min(index, len(self._json) - 1)]
+            return self._model.eog_id + 1 + self._json[index]
         return 2 * _word(self._model, self._key, index // 2) + index % 2
 
-    def _take(self, piece: bytes) -> None:
-        window = self._text + piece
+    def _accept(self, token_id: int) -> None:
+        """Count in a token, and see whether the answer ends with it."""
+        self.index += 1
+        window = self._tail + self._model.piece(token_id)
         found = [(at, stop) for stop in self._stops if (at := window.find(stop)) >= 0]
+        self._tail = window[-max(map(len, self._stops), default=1) :]
         if found:
             self.stop = StringStop(min(found)[1].decode())
-        self._text = window[-max(map(len, self._stops), default=0) :] if self._stops else b""
-
-    def _end_if_over(self, n_tokens: int) -> None:
-        if self.stop is not None:
-            return
-        if self._json and n_tokens >= len(self._json):
+        elif self._json and self.index == len(self._json):
             self.stop = GrammarStop()
-        elif n_tokens >= self._max_new:
+        elif self.index == self._max_new:
             self.stop = LengthStop()
 
     def _logprob(self, token_id: int) -> Logprob:
         """The drawn token is the most likely, and each further one half as likely as the last."""
         own = 0.4 + 0.5 * (_draw(self._key, f"probability {self.index}") % 100) / 100
-        ids = [(token_id + place) % self._model.n_tokens for place in range(self.n_top)]
-        shares = [own, *((1 - own) / 2**place for place in range(1, self.n_top))]
-        top = tuple(
-            TopToken(other, self._model.piece(other), math.log(share))
-            for other, share in zip(ids, shares, strict=False)
-        )
-        return Logprob(math.log(own), top)
-
-    @property
-    def n_top(self) -> int:
-        """Most likely tokens that are wanted with each."""
-        return self._request.top_logprobs or 0
+        top = []
+        for place in range(self._request.top_logprobs or 0):
+            other = (token_id + place) % self._model.n_tokens
+            share = own if place == 0 else (1 - own) / 2**place
+            top.append(TopToken(other, self._model.piece(other), math.log(share)))
+        return Logprob(math.log(own), tuple(top))
 
 
 def prompt_ids(request: GenerateRequest) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ _REASONS: Final = (
     (r"circular reference", "A `$ref` in it leads back to itself"),
     (r"not present in a registry|ointer|nresolvable|nchor", "A `$ref` in it leads nowhere"),
     (r"too many digits|for (?:float|integer) range", "A number in it is too large or too fine"),
-    (r"fuel|[Tt]oo (?:large|many|complex)|Unable to determine|max is|exceeded", "It is too complex"),
+    (r"fuel|[Tt]oo (?:large|many|complex)|Unable to|max is|exceeded", "It is too complex"),
     (r"Unsatisfiable|NoExtension|is empty", "Nothing can satisfy it"),
 )
 

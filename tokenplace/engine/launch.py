@@ -6,6 +6,7 @@ llama.cpp's own reason, then how the worker died over it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,17 +14,15 @@ from typing import Final
 import trio
 
 from tokenplace import defaults
+from tokenplace.engine.blackbox import BlackBox
 from tokenplace.engine.frames import BadFrame, encode_frame
 from tokenplace.engine.messages import Load, LoadFailed, Ready, from_value, to_value
+from tokenplace.engine.model_file import ModelFile
 from tokenplace.engine.process import ChildDied, ChildProcess
 from tokenplace.errors import ConfigError
 
 _MODULE: Final = "tokenplace.engine.worker"
-_GGUF_MAGIC: Final = b"GGUF"
 _KILLED: Final = "signal 9"  # what Linux does when memory runs out
-
-FileIdentity = tuple[int, int, int, int]
-"""Device, inode, size and time of change: differs when a file was replaced."""
 
 
 class LoadInterrupted(ConfigError):
@@ -57,29 +56,43 @@ class EngineSpec:
     flash_attention: str = "auto"
 
 
-def identify(path: Path) -> FileIdentity:
-    """Which file this is, after a look at its first bytes. Raises `ConfigError`."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_GGUF_MAGIC))
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}.") from None
-    if magic != _GGUF_MAGIC:
-        raise ConfigError(f"{path}: not a GGUF file.")
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+@dataclass(frozen=True)
+class Worker:
+    """A worker process that is ready. Whoever gets one must `aclose` it."""
+
+    child: ChildProcess
+    ready: Ready
+    box: BlackBox
+
+    async def aclose(self) -> None:
+        """End it, and wait until it is gone."""
+        await self.child.aclose()
+        self.box.close()
 
 
-async def launch_worker(spec: EngineSpec) -> tuple[ChildProcess, Ready]:
-    """A worker that is ready, and what it says of its model. Raises `ConfigError`."""
+async def launch_worker(spec: EngineSpec, file: ModelFile) -> Worker:
+    """A worker that has loaded `file` and generated. Raises `ConfigError`."""
+    box, box_fd = BlackBox.create()
     try:
-        child = ChildProcess.start(_MODULE)
+        child = ChildProcess.start(_MODULE, (file.fd, box_fd))
     except ChildDied as error:
+        box.close()
         raise LoadInterrupted(f"{spec.path}: no process for it: {error}.") from None
+    finally:
+        os.close(box_fd)
+    try:
+        return Worker(child, await _load(child, spec, file, box_fd), box)
+    except BaseException:
+        box.close()
+        await child.aclose()
+        raise
+
+
+async def _load(child: ChildProcess, spec: EngineSpec, file: ModelFile, box_fd: int) -> Ready:
     try:
         with trio.fail_after(defaults.LOAD_TIMEOUT_S):
             load = Load(
-                path=str(spec.path),
+                path=file.path_for_child,
                 n_threads=spec.n_threads,
                 n_ctx=spec.n_ctx,
                 n_slots=spec.n_slots,
@@ -87,26 +100,22 @@ async def launch_worker(spec: EngineSpec) -> tuple[ChildProcess, Ready]:
                 kv_type=spec.kv_type,
                 n_gpu_layers=spec.n_gpu_layers,
                 flash_attention=spec.flash_attention,
+                box_fd=box_fd,
             )
             await child.send(encode_frame(to_value(load)))
             match from_value(await child.receive()):
                 case Ready() as ready:
-                    return child, ready
+                    return ready
                 case LoadFailed(reason):
+                    reason = reason.replace(file.path_for_child, str(spec.path))
                     raise ConfigError(f"{spec.path}: {reason}.")
                 case message:
                     raise BadFrame(type(message).__name__)
     except ChildDied as error:
-        await child.aclose()
         kind = LoadInterrupted if str(error) == _KILLED else ConfigError
         raise kind(f"{spec.path}: loading it ended the process ({error}).") from None
     except BadFrame:
-        await child.aclose()
         raise ConfigError(f"{spec.path}: the process that loaded it went astray.") from None
     except trio.TooSlowError:
-        await child.aclose()
         limit = f"{defaults.LOAD_TIMEOUT_S:g} s"
         raise LoadInterrupted(f"{spec.path}: not loaded after {limit}.") from None
-    except BaseException:
-        await child.aclose()
-        raise

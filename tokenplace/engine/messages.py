@@ -124,6 +124,7 @@ class Ready:
 
     `n_slots` sequences run at a time; speeds are in tokens a second; `template` is empty when the
     file has none. confinement: what the worker can no longer do, as `confine_worker` says it.
+    n_dimensions: of its vectors, if it makes them instead of generating; else 0.
     """
 
     n_ctx: int
@@ -136,6 +137,7 @@ class Ready:
     prefill_tps: float
     decode_tps: float
     confinement: tuple[str, ...] = ()
+    n_dimensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,8 @@ class Pace:
         if per_token == 0:
             return defaults.FIRST_PREFILL_CHUNK
         without = self._time.without_prompt(n_decode)
-        wanted = int(max(defaults.PREFILL_STEP_S - without, without) / per_token)
-        return min(max(wanted, defaults.MIN_PREFILL_CHUNK), defaults.MAX_PREFILL_CHUNK)
+        wanted = max(defaults.PREFILL_STEP_S - without, without) / per_token
+        return int(min(max(wanted, defaults.MIN_PREFILL_CHUNK), defaults.MAX_PREFILL_CHUNK))
 
     @property
     def prefill_tps(self) -> float:
@@ -171,7 +171,7 @@ class ThreadTuner:
 
     _USUAL_MEMORY: Final = 0.99  # a hundred steps back count a third
     _RECENT_GAIN: Final = 0.1  # of how it is now
-    _SETTLE_STEPS: Final = 64  # at one number, before another is tried
+    _SETTLE_STEPS: Final = 16  # at one number, before another is tried
     _SLOW: Final = 1.5  # somebody else uses the machine
     _FEWER_IF_BELOW: Final = 0.8  # of the present time: chance does not reach that
     _MORE_IF_BELOW: Final = 0.95  # in doubt what the donor's owner allowed is right
@@ -181,7 +181,7 @@ class ThreadTuner:
     _MAX_RARITY: Final = 8
     # A hopeless trial costs 8: four steps, each three times as long; and four times that on a
     # machine that is four times slower, where one is needed at once. So none is made without need
-    # before so much is saved.
+    # before so much is saved. It begins with that: the machine may be busy from the start.
     _TRIAL_COST: Final = 8.0
     _RESERVE: Final = 32.0
 
@@ -191,10 +191,11 @@ class ThreadTuner:
         self._usual = StepTime(self._USUAL_MEMORY)
         self._recent = 1.0  # how long steps take now
         self._n_settled = 0
-        self._budget = 0.0
+        self._budget = self._RESERVE
         self._rarity = 1
         self._trial: Trial | None = None
-        self._fewer_by = 1
+        self._more_by = 1  # doubled while more are better
+        self._is_half_next = True  # of those tried downwards
         self._was_fewer = False  # tried last, without need
 
     @property
@@ -225,31 +226,39 @@ class ThreadTuner:
 
     def _try_another(self) -> None:
         can_fewer, can_more = self._settled > 1, self._settled < self._max_threads
-        is_slow = self._recent > self._SLOW
-        if can_fewer and is_slow and self._budget >= self._TRIAL_COST * self._recent:
-            self._trial = Trial(max(1, self._settled - self._fewer_by))
+        is_needed = can_fewer and self._recent > self._SLOW
+        if is_needed and self._budget >= self._TRIAL_COST * self._recent:
+            self._trial = Trial(self._fewer)
         elif (can_fewer or can_more) and self._budget == self._RESERVE:
             self._was_fewer = can_fewer and not (can_more and self._was_fewer)
-            n_more = -self._fewer_by if self._was_fewer else 1
-            self._trial = Trial(max(1, self._settled + n_more))
+            more = min(self._settled + self._more_by, self._max_threads)
+            self._trial = Trial(self._fewer if self._was_fewer else more)
+
+    @property
+    def _fewer(self) -> int:
+        """Half of them and one less in turns: with three of eight cores taken seven threads are as
+        slow as eight, but four are not, and from there the way up is short.
+        """
+        return (self._settled + 1) // 2 if self._is_half_next else self._settled - 1
 
     def _judge(self, trial: Trial) -> None:
         """Stay there, go back, or go on trying."""
-        is_over = trial.is_whole or trial.is_hopeless or trial.cost > self._budget
-        if not is_over:
+        is_decided = trial.is_whole or trial.is_hopeless or trial.is_obvious
+        if not is_decided and trial.cost <= self._budget:
             return
         is_fewer = trial.n_threads < self._settled
         limit = self._FEWER_IF_BELOW if is_fewer else self._MORE_IF_BELOW
-        if trial.is_whole and trial.after < limit * trial.before:
+        if is_decided and trial.after < limit * trial.before:
+            self._more_by = 1 if is_fewer else self._more_by * 2
             self._settled = trial.n_threads
             self._usual.scale(trial.after)
             self._recent = 1.0
-            self._fewer_by = self._rarity = 1
+            self._rarity = 1
+            self._is_half_next = True
         else:
             self._rarity = min(self._rarity * 2, self._MAX_RARITY)
-            if is_fewer:
-                # With two of eight cores taken, seven threads are as slow as eight; six are not.
-                self._fewer_by = self._fewer_by * 2 if self._fewer_by * 2 < self._settled else 1
+            self._more_by = 1
+            self._is_half_next ^= is_fewer
         self._budget -= max(trial.cost, 0.0)
         self._trial = None
         self._n_settled = 0
@@ -262,8 +271,9 @@ class Trial:
     """
 
     _STEPS: Final = 16  # with 30 % of noise a mean of them is known to 4 %
-    _HOPELESS_STEPS: Final = 3  # are enough, if they take so many times as long:
+    _FEW_STEPS: Final = 3  # are enough, if they take so many times as long:
     _HOPELESS: Final = 1.5
+    _OBVIOUS: Final = 0.5
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
@@ -295,8 +305,16 @@ class Trial:
     @property
     def is_hopeless(self) -> bool:
         """Do steps take so long with it that a few suffice?"""
-        is_known = len(self._after) >= self._HOPELESS_STEPS
-        return is_known and self.after > self._HOPELESS * self.before
+        return self._has_few and self.after > self._HOPELESS * self.before
+
+    @property
+    def is_obvious(self) -> bool:
+        """Are steps so short with it that a few suffice?"""
+        return self._has_few and self.after < self._OBVIOUS * self.before
+
+    @property
+    def _has_few(self) -> bool:
+        return len(self._after) >= self._FEW_STEPS
 
     @property
     def before(self) -> float:

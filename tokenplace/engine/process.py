@@ -8,6 +8,7 @@ trio's own thread (2 ms).
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +22,20 @@ _READ_BYTES: Final = 1 << 16
 _EXIT_WAIT_S: Final = 0.5  # a process with gigabytes of memory needs a moment to end
 
 
+_OTHERS_SIGNALS: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
 class ChildDied(Exception):
-    """The child ended, or its pipe did. `str()` says how, e.g. "signal 9"."""
+    """The child ended, or its pipe did. `str()` says how, e.g. "signal 9".
+
+    is_own_fault: it aborted or ended by itself; nobody outside (a person, the kernel that ran out
+    of memory) is known to have ended it.
+    """
+
+    def __init__(self, how: str, status: int | None = None) -> None:
+        """status: as `Popen.returncode`."""
+        super().__init__(how)
+        self.is_own_fault = status is not None and -status not in _OTHERS_SIGNALS
 
 
 class ChildProcess:
@@ -34,8 +47,10 @@ class ChildProcess:
         self._decoder = FrameDecoder()
 
     @classmethod
-    def start(cls, module: str) -> ChildProcess:
-        """Start it. Raises `ChildDied`. Whoever starts a child must `aclose` it."""
+    def start(cls, module: str, pass_fds: tuple[int, ...] = ()) -> ChildProcess:
+        """Start it, with these descriptors open. Raises `ChildDied`. Whoever starts a child must
+        `aclose` it.
+        """
         ours, theirs = socket.socketpair()
         # -P: never import from the folder that the user happens to be in.
         command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
@@ -48,7 +63,7 @@ class ChildProcess:
             try:
                 popen = subprocess.Popen(
                     command,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *pass_fds),
                     stdin=subprocess.DEVNULL,
                     # What a dying C library prints may quote the prompt.
                     stdout=subprocess.DEVNULL,
@@ -75,7 +90,7 @@ class ChildProcess:
         try:
             await self._stream.send_all(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise ChildDied(await self._how_it_ended()) from None
+            raise await self._how_it_ended() from None
 
     async def receive(self) -> Any:
         """The next value. Raises `ChildDied`, and `BadFrame` for nonsense."""
@@ -85,7 +100,7 @@ class ChildProcess:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             if not data:
-                raise ChildDied(await self._how_it_ended())
+                raise await self._how_it_ended()
             self._decoder.receive_data(data)
         return value
 
@@ -103,12 +118,12 @@ class ChildProcess:
             await trio.to_thread.run_sync(self._popen.wait)
             await self._stream.aclose()
 
-    async def _how_it_ended(self) -> str:
+    async def _how_it_ended(self) -> ChildDied:
         """The pipe ends a moment before the process; one that only closed its pipe is killed."""
         with trio.move_on_after(_EXIT_WAIT_S):
             await trio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
         status = self._popen.returncode
         if status is None:
             self.kill()
-            return "its pipe closed"
-        return f"signal {-status}" if status < 0 else f"exit status {status}"
+            return ChildDied("its pipe closed")
+        return ChildDied(f"signal {-status}" if status < 0 else f"exit status {status}", status)

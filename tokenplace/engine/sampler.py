@@ -26,8 +26,6 @@ _BLOCK: Final = 64
 # end there. So many are sorted at once; a sample as large halves what is more.
 _FIRST_LOOKS: Final = (128, 4096)
 _SORTED: Final = 512
-# Halving takes a dozen rounds. No row can make it take more than these, and then sorting.
-_MAX_ROUNDS: Final = 40
 # exp of this is 0. It stands for the logarithm of a probability of 0, for 0 * -inf is no number.
 _LOG_OF_NOTHING: Final = -1000.0
 
@@ -35,6 +33,10 @@ _FIRST: Final = b"tokenplace/tp/1"
 _AGAIN: Final = b"tokenplace/tp/1/again"
 
 _Floats = NDArray[np.floating[Any]]
+# A set of candidates: their ids, ascending; None stands for all.
+_Ids = NDArray[np.intp] | None
+# Whether a running sum is there when it has reached the goal (>=), or only above it (>).
+_Side = Literal["left", "right"]
 
 
 class BadLogits(Exception):
@@ -60,11 +62,17 @@ def sample(logits: NDArray[np.float32], params: SamplingParams, u: float) -> int
     best, _ = _best(logits)
     if params.temperature == 0:
         return best
-    ids = _top_k(logits, params.top_k)
-    ids = _typical(logits, ids, params.typical_p)
-    ids = _likely(logits, ids, params.top_p, params.min_p)
+    k = params.top_k if 0 < params.top_k < len(logits) else len(logits)
+    if k <= _SORTED:
+        return _draw_from_few(logits, _highest(logits, k), params, u)
+    ids = np.sort(_highest(logits, k)) if k < len(logits) else None
+    if params.typical_p < 1:
+        ids = _typical(logits, ids, params.typical_p)
+    if params.top_p < 1 or params.min_p > 0:
+        ids = _likely(logits, ids, params.top_p, params.min_p)
     values = _of(logits, ids)
-    drawn = _crossing(values, _softmax(values, params.temperature), u, "right")
+    weights = _weights(values, float(values.max()), params.temperature)
+    drawn = _crossing(values, weights, u * float(weights.sum()), "right")
     return drawn if ids is None else int(ids[drawn])
 
 
@@ -95,10 +103,6 @@ def _best(logits: NDArray[np.float32]) -> tuple[int, float]:
     return best, peak
 
 
-# A set of candidates is an array of ids, ascending; None stands for all of them.
-_Ids = NDArray[np.intp] | None
-
-
 def _of(logits: NDArray[np.float32], ids: _Ids) -> NDArray[np.float32]:
     return logits if ids is None else logits[ids]
 
@@ -108,104 +112,114 @@ def _pick(ids: _Ids, places: NDArray[np.intp]) -> NDArray[np.intp]:
     return places if ids is None else ids[places]
 
 
-def _top_k(logits: NDArray[np.float32], k: int) -> _Ids:
-    return np.sort(_highest(logits, k)) if 0 < k < len(logits) else None
+def _draw_from_few(
+    logits: NDArray[np.float32], ids: NDArray[np.intp], params: SamplingParams, u: float
+) -> int:
+    """Steps 6 to 9 for candidates that are sorted: what a step keeps is a prefix."""
+    if params.typical_p < 1:
+        ids = _sorted(logits, _typical(logits, np.sort(ids), params.typical_p))
+    # Relative to the highest of the kept, not of all: step 6 may drop the peak, and the rest be so
+    # far below it that a low temperature would leave nothing.
+    values = logits[ids]
+    peak = float(values[0])
+    p = _weights(values, peak)
+    p /= p.sum()
+    if params.top_p < 1:
+        p = p[: int(np.searchsorted(np.cumsum(p), params.top_p)) + 1]
+    if params.min_p > 0:
+        p = p[p >= params.min_p * p[0]]
+    sums = np.cumsum(_weights(values[: len(p)], peak, params.temperature))
+    return int(ids[_place(sums / sums[-1], u, "right")])
 
 
-def _typical(logits: NDArray[np.float32], ids: _Ids, typical_p: float) -> _Ids:
-    """Step 6. How typical a token is the paper measures by |-ln p - H|. Both terms hold ln of
+def _typical(logits: NDArray[np.float32], ids: _Ids, typical_p: float) -> NDArray[np.intp]:
+    """Step 6, among the ids of a set. How typical a token is the paper measures by |-ln p - H|.
 
-    softmax's divisor, so what is left is the distance of its logit to the mean logit.
+    Both terms hold ln of softmax's divisor, so what is left is the distance of its logit to the
+    mean logit.
     """
-    if typical_p >= 1:
-        return ids
-    values = _of(logits, ids)
-    p = _softmax(values)
-    distance = values.astype(np.float64)
-    distance -= float(values.max())
-    np.maximum(distance, _LOG_OF_NOTHING, out=distance)
-    distance -= (p * distance).sum()
-    np.abs(distance, out=distance)
-    nearness = np.negative(distance, out=distance)
-    return _pick(ids, _prefix(nearness, p, typical_p))
-
-
-def _likely(logits: NDArray[np.float32], ids: _Ids, top_p: float, min_p: float) -> _Ids:
-    """Steps 7 and 8. Both keep the highest, so the order does not matter: the cheaper goes first,
-
-    but the probabilities are those of before.
-    """
-    if top_p >= 1 and min_p <= 0:
-        return ids
     values = _of(logits, ids)
     peak = float(values.max())
-    total = _weights(values, peak).sum() if top_p < 1 else 1.0
-    if min_p > 0:
-        # min_p compares ratios: these are the ones in question, with room for rounding.
+    weights = _weights(values, peak)
+    total = float(weights.sum())
+    distance = values.astype(np.float64)
+    distance -= peak
+    np.maximum(distance, _LOG_OF_NOTHING, out=distance)
+    distance -= float((weights * distance).sum()) / total
+    np.abs(distance, out=distance)
+    nearness = np.negative(distance, out=distance)
+    return _pick(ids, _prefix(nearness, weights, typical_p * total))
+
+
+def _likely(logits: NDArray[np.float32], ids: _Ids, top_p: float, min_p: float) -> NDArray[np.intp]:
+    """Steps 7 and 8, among the ids of a set.
+
+    Both keep the highest, so either may go first if the probabilities are those of before both.
+    """
+    values = _of(logits, ids)
+    peak = float(values.max())
+    if top_p >= 1:
+        # Ratios need no sum: these are the ids in question, with room for rounding.
         likely = np.flatnonzero(values >= peak + math.log(min_p) - 0.01)
-        likely = likely[_weights(values[likely], peak) >= min_p]
-        ids, values = _pick(ids, likely), values[likely]
-    if top_p < 1:
-        ids = _pick(ids, _prefix(values, _weights(values, peak) / total, top_p))
-    return ids
+        return _pick(ids, likely[_weights(values[likely], peak) >= min_p])
+    weights = _weights(values, peak)
+    goal = top_p * float(weights.sum())
+    if min_p > 0:
+        likely = np.flatnonzero(weights >= min_p)
+        ids, values, weights = _pick(ids, likely), values[likely], weights[likely]
+    return _pick(ids, _prefix(values, weights, goal))
 
 
-def _prefix(values: _Floats, p: NDArray[np.float64], share: float) -> NDArray[np.intp]:
-    """Indices of the shortest prefix, by value descending, whose sum of `p` reaches `share`."""
-    last = _crossing(values, p, share, "left")
-    kept = np.flatnonzero(values >= values[last])
-    return kept[(values[kept] > values[last]) | (kept <= last)]
+def _prefix(values: _Floats, weights: NDArray[np.float64], goal: float) -> NDArray[np.intp]:
+    """Indices of the shortest prefix, by value descending, whose weights reach `goal` together."""
+    last = _crossing(values, weights, goal, "left")
+    is_kept = values > values[last]
+    is_kept[: last + 1] |= values[: last + 1] == values[last]
+    return np.flatnonzero(is_kept)
 
 
-def _crossing(
-    values: _Floats, p: NDArray[np.float64], goal: float, side: Literal["left", "right"]
-) -> int:
-    """Where the running sum of `p`, by value descending, of equals by index ascending, is >= `goal`
+def _crossing(values: _Floats, weights: NDArray[np.float64], goal: float, side: _Side) -> int:
+    """Index where the running sum of `weights` gets to `goal`, by value descending, of equals by
 
-    (left) or > `goal` (right); if rounding lets it end below, the last place that added to it.
-
-    Looks at the highest first; if the sum does not get there within them, it does so in the rest.
+    index ascending. Whatever part of the row the sum gets there in is halved again, until it is
+    worth sorting: all in all as much work as a few passes over the row.
     """
     ids: _Ids = None
     for size in _FIRST_LOOKS:
         if size < len(values) // 4:
             high = np.flatnonzero(values >= _lower_bound(values, size))
-            if _reaches(float(p[high].sum()), goal, side):
-                ids, values, p = high, values[high], p[high]
+            if _is_there(float(weights[high].sum()), goal, side):
+                ids, values, weights = high, values[high], weights[high]
                 break
-    done = 0.0
-    for _ in range(_MAX_ROUNDS):
-        if len(values) <= _SORTED:
-            break
-        sample = np.sort(values[:: len(values) // _SORTED])
-        is_high = values >= sample[len(sample) // 2]
-        if is_high.all():  # so many are equal
-            is_high = values > sample[0]
-        high = np.flatnonzero(is_high)
-        total = done + float(p[high].sum())
-        if _reaches(total, goal, side):
-            part = high
-        else:
-            part, done = np.flatnonzero(~is_high), total
-        ids, values, p = _pick(ids, part), values[part], p[part]
+    before = 0.0
+    while len(values) > _SORTED:
+        some = np.sort(values[:: len(values) // _SORTED])
+        is_high = values >= some[len(some) // 2]
+        if is_high.all():  # half of them are equal, and none is lower
+            is_high = values > some[0]
+            if not is_high.any():
+                break  # all are
+        part, rest = np.flatnonzero(is_high), np.flatnonzero(~is_high)
+        total = before + float(weights[part].sum())
+        # Where the rest adds nothing, rounding alone keeps the sum from getting there.
+        if not _is_there(total, goal, side) and total + float(weights[rest].sum()) > total:
+            part, before = rest, total
+        ids, values, weights = _pick(ids, part), values[part], weights[part]
     order = np.argsort(-values, kind="stable")
-    sums = np.cumsum(p[order]) + done
-    place = min(int(np.searchsorted(sums, goal, side)), int(np.searchsorted(sums, sums[-1])))
-    return int(order[place] if ids is None else ids[order[place]])
+    place = order[_place(np.cumsum(weights[order]) + before, goal, side)]
+    return int(place if ids is None else ids[place])
 
 
-def _reaches(total: float, goal: float, side: Literal["left", "right"]) -> bool:
-    return total > goal or (total == goal and side == "left")
+def _place(sums: NDArray[np.float64], goal: float, side: _Side) -> int:
+    """Index of the first running sum that is there, else of the last that added anything.
 
-
-def _softmax(values: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Relative to the highest of the kept, not of all: step 6 may drop the peak, and the rest be so
-
-    far below it that a low temperature would leave nothing.
+    Sums are rounded, so the last may fall short; what adds nothing may be forbidden (-inf).
     """
-    p = _weights(values, float(values.max()), temperature)
-    p /= p.sum()
-    return p
+    return min(int(np.searchsorted(sums, goal, side)), int(np.searchsorted(sums, sums[-1])))
+
+
+def _is_there(total: float, goal: float, side: _Side) -> bool:
+    return total > goal or (total == goal and side == "left")
 
 
 def _weights(
@@ -223,10 +237,15 @@ def _weights(
     return np.exp(distance, out=distance)
 
 
-def _highest(values: _Floats, n: int) -> NDArray[np.intp]:
+def _highest(values: NDArray[np.float32], n: int) -> NDArray[np.intp]:
     """Indices of the n highest values, by value descending, of equals by index ascending."""
     ids = np.flatnonzero(values >= _lower_bound(values, n)) if n < len(values) else np.arange(n)
-    return ids[np.argsort(-values[ids], kind="stable")[:n]]
+    return _sorted(values, ids)[:n]
+
+
+def _sorted(values: NDArray[np.float32], ids: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Ids of a set by value descending, of equals by id ascending."""
+    return ids[np.argsort(-values[ids], kind="stable")]
 
 
 def _lower_bound(values: _Floats, n: int) -> np.floating[Any]:

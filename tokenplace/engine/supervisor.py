@@ -2,9 +2,10 @@
 
 Start at `Supervisor.run`.
 
-A worker that dies is replaced, after a delay that doubles while it keeps dying. Requests in flight
-fail with `WorkerCrashed`; the one that was being computed is remembered. The worker never waits for
-a reader of answers: each has a mailbox that holds a whole answer, which `max_new` bounds.
+A worker that dies is replaced, after a delay that doubles while it keeps dying. What was in flight
+is asked again of the next one, which goes on where the last left off; `triage.py` says who goes
+first, so that the one request that kills is found, and only that one fails. The worker never waits
+for a reader of answers: each has a mailbox that holds a whole answer, which `max_new` bounds.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ import trio
 
 from tokenplace import defaults
 from tokenplace.engine.frames import BadFrame, encode_frame
-from tokenplace.engine.launch import EngineSpec, FileIdentity, identify, launch_worker
+from tokenplace.engine.launch import EngineSpec, Worker, launch_worker
+from tokenplace.engine.mailbox import Answer as Answer
+from tokenplace.engine.mailbox import Mail as Mail
+from tokenplace.engine.mailbox import Reply, Request
 from tokenplace.engine.messages import (
     Cancel,
     Done,
+    Embedded,
     FromWorker,
-    NewTokens,
-    Progress,
-    Queued,
-    Ready,
-    Refused,
-    Submit,
+    Scored,
     ToWorker,
     from_value,
     to_value,
 )
-from tokenplace.engine.process import ChildDied, ChildProcess
+from tokenplace.engine.model_file import ModelFile
+from tokenplace.engine.process import ChildDied
 from tokenplace.engine.quarantine import Quarantine
+from tokenplace.engine.triage import Triage
 from tokenplace.errors import (
-    DONOR_ERRORS,
     ConfigError,
     DonorBusy,
     DonorFinishing,
@@ -47,18 +48,17 @@ from tokenplace.errors import (
     TokenplaceError,
     WorkerCrashed,
 )
-from tokenplace.generation import Alive, Phase
+from tokenplace.generation import Phase
 
 logger = logging.getLogger(__name__)
-
-Mail = Queued | NewTokens | Done | Refused | TokenplaceError
 
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """How busy an engine is.
+    """How busy an engine is, and how it is kept.
 
-    Speeds are in tokens a second, measured; `restarts` counts workers replaced.
+    Speeds are in tokens a second, measured; `restarts` counts workers replaced. n_slots: requests
+    that run at once. confinement: what the worker can no longer do (`confine.PROTECTIONS`).
     """
 
     state: Literal["ready", "restarting"]
@@ -67,84 +67,39 @@ class EngineLoad:
     prefill_tps: float
     decode_tps: float
     restarts: int
-
-
-class Answer:
-    """What has come back for one request. Take its mail with `receive`."""
-
-    def __init__(self, request: int, digest: bytes) -> None:
-        self.request = request
-        self.digest = digest
-        self.phase: Phase | None = None  # None: not yet accepted
-        self._progress = 0.0
-        self._position = 0
-        self._n_tokens = 0
-        self._max_new = 0
-        self._outbox, self._inbox = trio.open_memory_channel[Mail](math.inf)
-
-    async def receive(self) -> Mail:
-        """The next thing that happened; an error is handed over, not raised."""
-        return await self._inbox.receive()
-
-    def alive(self) -> Alive:
-        """Where the request stands, once it was accepted."""
-        assert self.phase is not None, "nothing may come before `Accepted`"
-        progress = self._progress
-        if self.phase is Phase.DECODE:
-            progress = self._n_tokens / self._max_new
-        return Alive(self.phase, progress, self._position)
-
-    def take(self, message: Queued | Progress | NewTokens | Done | Refused) -> None:
-        """Count a message in, and pass it on. Raises `BadFrame` when the worker goes astray."""
-        match message:
-            case Queued():
-                self.phase, self._position = Phase.QUEUED, message.position
-                self._max_new = message.max_new
-            case NewTokens():
-                end = message.index + len(message.ids)
-                if [*map(type, message.pieces)] != [bytes] * len(message.ids):
-                    raise BadFrame("tokens without their bytes")
-                self._n_tokens = end
-            case Refused():
-                if message.code not in DONOR_ERRORS:
-                    raise BadFrame("an unknown code")
-            case Progress():
-                self.phase, self._position = Phase(message.phase), message.position
-                self._progress = message.progress
-                return
-        self._outbox.send_nowait(message)
-
-    def fail(self, error: TokenplaceError) -> None:
-        """Nothing more will come but this error."""
-        self._outbox.send_nowait(error)
+    n_slots: int = 0
+    confinement: tuple[str, ...] = ()
 
 
 class Supervisor:
     """One model's worker, and the requests in flight. Made by `start`, does its work in `run`."""
 
-    def __init__(
-        self, spec: EngineSpec, identity: FileIdentity, child: ChildProcess, ready: Ready
-    ) -> None:
-        self.ready = ready
+    def __init__(self, spec: EngineSpec, file: ModelFile, worker: Worker) -> None:
         self._spec = spec
-        self._identity = identity
-        self._child = child
+        self._file = file
+        self._worker = worker
         self._to_worker: trio.MemorySendChannel[bytes] | None = None
-        self._is_up = trio.Event()
+        self._is_open = trio.Event()  # for newcomers
         self._answers: dict[int, Answer] = {}
+        self._triage = Triage()
         self._quarantine = Quarantine()
         self._ids = itertools.count()
         self._last_heard_at = 0.0
+        self._is_stalled = False
         self._n_failures = 0
         self._n_restarts = 0
-        self._speeds = (ready.prefill_tps, ready.decode_tps)
+        self._speeds = (worker.ready.prefill_tps, worker.ready.decode_tps)
+        self.ready = worker.ready
 
     @classmethod
     async def start(cls, spec: EngineSpec) -> Supervisor:
         """Load the model. Raises `ConfigError`."""
-        identity = identify(spec.path)
-        child, ready = await launch_worker(spec)
-        return cls(spec, identity, child, ready)
+        file = ModelFile(spec.path)
+        try:
+            return cls(spec, file, await launch_worker(spec, file))
+        except BaseException:
+            file.close()
+            raise
 
     @property
     def load(self) -> EngineLoad:
@@ -152,60 +107,69 @@ class Supervisor:
         n_queued = sum(answer.phase is Phase.QUEUED for answer in self._answers.values())
         prefill_tps, decode_tps = self._speeds
         return EngineLoad(
-            state="ready" if self._is_up.is_set() else "restarting",
+            state="ready" if self._is_open.is_set() else "restarting",
             n_running=len(self._answers) - n_queued,
             n_queued=n_queued,
             prefill_tps=prefill_tps,
             decode_tps=decode_tps,
             restarts=self._n_restarts,
+            n_slots=self._worker.ready.n_slots,
+            confinement=self._worker.ready.confinement,
         )
 
     @property
     def worker_pid(self) -> int:
         """Process id of the worker that runs, or of the last one."""
-        return self._child.pid
+        return self._worker.child.pid
 
     async def run(self) -> None:
         """Serve for ever. Cancelled, it leaves no worker and no answer without an end."""
         try:
-            while True:
-                how = await self._serve()
-                logger.warning("the worker of %s died: %s", self._spec.name, how)
-                self._blame()
-                self._fail_all(WorkerCrashed())
-                await self._child.aclose()
-                await self._restart()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._patrol)
+                while True:
+                    how, is_own_fault = await self._serve()
+                    logger.warning("the worker of %s died: %s", self._spec.name, how)
+                    self._judge(is_own_fault=is_own_fault)
+                    await self._worker.aclose()
+                    await self._restart()
         finally:
-            self._fail_all(DonorFinishing())
+            for answer in self._answers.values():
+                answer.fail(DonorFinishing())
+            self._answers.clear()
             await self.aclose()
 
     async def aclose(self) -> None:
-        """End the worker."""
-        await self._child.aclose()
+        """End the worker. May be called twice."""
+        await self._worker.aclose()
+        self._file.close()
 
-    async def submit(self, submit: Submit) -> Answer:
-        """Hand a request to the worker, under an id given here. Whoever submits must `forget`.
+    # ------------------------------------------------------------ requests
+
+    async def submit(self, asked: Request) -> Answer:
+        """Hand a request to the worker, under a number given here. Whoever submits must `forget`.
 
         Raises `Quarantined`, `RequestTooBig`, `DonorBusy`, and `WorkerCrashed` when there is no
-        worker for long.
+        worker for newcomers for long.
         """
-        digest = self._quarantine.digest(submit)
+        digest = self._quarantine.digest(asked)
         if self._quarantine.has(digest):
             raise Quarantined
-        answer = Answer(next(self._ids), digest)
+        asked = replace(asked, request=next(self._ids))
         try:
-            frame = encode_frame(to_value(replace(submit, request=answer.request)))
+            frame = encode_frame(to_value(asked))
         except BadFrame as error:
             raise RequestTooBig(f"The rendered prompt has {error}.") from None
         with trio.move_on_after(defaults.RESTART_WAIT_S):
-            await self._is_up.wait()
-        if self._to_worker is None:
+            await self._is_open.wait()
+        if self._to_worker is None or not self._is_open.is_set():
             raise WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S)
         if len(self._answers) >= defaults.MAX_OPEN_EXCHANGES:
             raise DonorBusy
+        now = trio.current_time()
         if not self._answers:  # it owed nobody anything until now
-            self._last_heard_at = trio.current_time()
-        self._answers[answer.request] = answer
+            self._last_heard_at = now
+        answer = self._answers[asked.request] = Answer(asked, digest, now)
         self._to_worker.send_nowait(frame)
         return answer
 
@@ -214,65 +178,71 @@ class Supervisor:
 
         Never waits.
         """
-        if self._answers.pop(answer.request, None) is not None and self._to_worker is not None:
+        if self._answers.pop(answer.request, None) is None:
+            return
+        if self._to_worker is not None:
             self._to_worker.send_nowait(encode_frame(to_value(Cancel(answer.request))))
+        self._triage.leave(answer.request)
+        self._resume()
 
-    async def _serve(self) -> str:
-        """Carry messages until the worker is dead; the answer is how it died."""
+    # ------------------------------------------------------------ a worker's life
+
+    async def _serve(self) -> tuple[str, bool]:
+        """Carry messages until the worker is dead: how it died, and if it did that itself."""
         # Unbounded, because `forget` may not wait; it holds at most two frames of each request in
         # flight.
         self._to_worker, frames = trio.open_memory_channel[bytes](math.inf)
-        self._is_up.set()
+        self._last_heard_at = trio.current_time()
+        self._is_stalled = False
         try:
+            self._resume()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, frames)
-                nursery.start_soon(self._watch)
-                how = await self._read()
+                death = await self._read()
                 nursery.cancel_scope.cancel()
         finally:
             self._to_worker = None
-            self._is_up = trio.Event()
-        return how
+            self._is_open = trio.Event()
+        return death
 
-    async def _read(self) -> str:
+    async def _read(self) -> tuple[str, bool]:
         while True:
             try:
-                message = from_value(await self._child.receive())
+                message = from_value(await self._worker.child.receive())
                 self._last_heard_at = trio.current_time()
                 self._deliver(message)
             except ChildDied as error:
-                return str(error)
+                if self._is_stalled:
+                    return f"it said nothing for {defaults.WORKER_STALL_S:g} s", True
+                return str(error), error.is_own_fault
             except (BadFrame, ValueError):  # ValueError: a phase that does not exist
-                return "it went astray"
+                return "it went astray", True
 
     def _deliver(self, message: ToWorker | FromWorker) -> None:
-        if not isinstance(message, Queued | Progress | NewTokens | Done | Refused):
+        if not isinstance(message, Reply):
             raise BadFrame(type(message).__name__)
-        if isinstance(message, Done):
+        if isinstance(message, Done | Embedded | Scored):
             self._n_failures = 0
+        if isinstance(message, Done):
             self._speeds = (message.prefill_tps, message.decode_tps)
         answer = self._answers.get(message.request)
         if answer is None:  # cancelled a moment ago
             return
-        answer.take(message)
-        if isinstance(message, Done | Refused):
+        now = trio.current_time()
+        is_last = answer.take(message, now)
+        if is_last:
             del self._answers[message.request]
+        if is_last or (message.request == self._triage.on_trial and answer.is_proven(now)):
+            self._quarantine.clear(answer.digest)
+            self._triage.leave(message.request)
+            self._resume()
 
     async def _write(self, frames: trio.MemoryReceiveChannel[bytes]) -> None:
         async for frame in frames:
             try:
-                await self._child.send(frame)
+                await self._worker.child.send(frame)
             except ChildDied:  # `_read` sees it too, and says how
                 return
-
-    async def _watch(self) -> None:
-        """Kill a worker that owes answers and says nothing: it is stopped, or lost in a step."""
-        while True:
-            silent_s = trio.current_time() - self._last_heard_at
-            if self._answers and silent_s >= defaults.WORKER_STALL_S:
-                self._child.kill()
-                return
-            await trio.sleep(defaults.WORKER_STALL_S / 10)
 
     async def _restart(self) -> None:
         """Try until there is a worker again."""
@@ -283,23 +253,78 @@ class Supervisor:
             # Jitter: several workers that died of one cause do not load at once.
             await trio.sleep(min(delay_s, defaults.RESTART_DELAY_MAX_S) * random.uniform(0.5, 1.5))
             try:
-                if identify(self._spec.path) != self._identity:
-                    raise ConfigError(f"{self._spec.path}: it is not the file that was hashed.")
-                self._child, ready = await launch_worker(self._spec)
+                self._file.check()
+                self._worker = await launch_worker(self._spec, self._file)
             except ConfigError as error:
                 logger.warning("%s does not start again: %s", self._spec.name, error.detail)
             else:
+                ready = self._worker.ready
                 self._speeds = (ready.prefill_tps, ready.decode_tps)
                 self._n_restarts += 1
                 return
 
-    def _blame(self) -> None:
-        """Remember what the worker was at: one sequence, or prompts it had only begun to read."""
-        for answer in self._answers.values():
-            if answer.phase is not Phase.QUEUED:
-                self._quarantine.note_crash(answer.digest)
+    async def _patrol(self) -> None:
+        """Kill a worker that owes answers and says nothing: it is stopped, or lost in a step. And
+        let nobody wait too long for a new one.
+        """
+        while True:
+            now = trio.current_time()
+            owes = self._to_worker is not None and bool(self._answers)
+            if owes and now - self._last_heard_at >= defaults.WORKER_STALL_S:
+                self._is_stalled = True
+                self._worker.child.kill()
+            for answer in [*self._answers.values()]:
+                since = answer.requeued_at
+                if since is not None and now - since >= defaults.RESUME_WAIT_S:
+                    self._fail(answer, WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S))
+            await trio.sleep(min(defaults.WORKER_STALL_S, defaults.RESUME_WAIT_S) / 10)
 
-    def _fail_all(self, error: TokenplaceError) -> None:
-        for answer in self._answers.values():
-            answer.fail(error)
-        self._answers.clear()
+    # ------------------------------------------------------------ over a crash
+
+    def _judge(self, *, is_own_fault: bool) -> None:
+        """Who killed the worker has failed; the others wait for the next one."""
+        computing = self._worker.box.read()
+        guilty = self._triage.crash(self._answers, computing, is_own_fault=is_own_fault)
+        for request in computing & self._answers.keys():
+            digest = self._answers[request].digest
+            if guilty is None:
+                self._quarantine.note_crash(digest)
+            elif request == guilty:
+                self._quarantine.condemn(digest)
+            else:
+                self._quarantine.clear(digest)
+        now = trio.current_time()
+        for answer in [*self._answers.values()]:
+            if self._quarantine.has(answer.digest) or answer.n_resumes >= defaults.MAX_RESUMES:
+                self._fail(answer, WorkerCrashed())
+            else:
+                answer.requeue(now)
+
+    def _resume(self) -> None:
+        """Give the worker whoever's turn it is; with nobody left, newcomers may come."""
+        if self._to_worker is None:
+            return
+        now = trio.current_time()
+        while turn := self._triage.take():
+            for request in turn:
+                self._ask_again(self._answers[request], now)
+        if self._triage.is_over:
+            self._is_open.set()
+
+    def _ask_again(self, answer: Answer, now: float) -> None:
+        assert self._to_worker is not None, "nobody can be asked"
+        asked = answer.again(now)
+        if asked is None:
+            answer.finish(now, *self._speeds)
+            del self._answers[answer.request]
+            self._triage.leave(answer.request)
+            return
+        try:
+            self._to_worker.send_nowait(encode_frame(to_value(asked)))
+        except BadFrame:  # with what was delivered it is too large
+            self._fail(answer, WorkerCrashed())
+
+    def _fail(self, answer: Answer, error: TokenplaceError) -> None:
+        answer.fail(error)
+        del self._answers[answer.request]
+        self._triage.leave(answer.request)

@@ -12,14 +12,19 @@ import time
 from dataclasses import astuple
 from typing import Final
 
+from tokenplace import defaults
 from tokenplace.engine.batching import TokenBatcher
 from tokenplace.engine.blackbox import BlackBox
 from tokenplace.engine.confine import ParentGone, ParentPipe, confine_worker, enter_child
+from tokenplace.engine.embedder import EmbeddingRunner
 from tokenplace.engine.llama import LlamaContext, LlamaModel, LoadError
+from tokenplace.engine.llama_embed import LlamaEmbedder, is_for_embeddings
 from tokenplace.engine.messages import (
     Cancel,
     Count,
     Done,
+    Embed,
+    Embedded,
     FromWorker,
     Load,
     LoadFailed,
@@ -34,8 +39,12 @@ from tokenplace.engine.messages import (
 from tokenplace.engine.runner import Runner
 from tokenplace.generation import SamplingParams
 
+AnyRunner = Runner | EmbeddingRunner
+
 _PROOF_PROMPT: Final = "The quick brown fox jumps over the lazy dog. " * 6  # about 64 tokens
 _PROOF_TOKENS: Final = 8
+_PROOF_TEXT: Final = "The quick brown fox."
+_PROOF_TEXTS: Final = 32  # some steps: the first one is slow
 _PROOF_REQUEST: Final = -1
 
 
@@ -46,20 +55,27 @@ def main() -> None:
     pipe = enter_child(sys.argv[1:])
     load = from_value(pipe.receive())
     assert isinstance(load, Load), "the first message is Load"
+    box = BlackBox.open(load.box_fd)
     try:
         model = LlamaModel(load.path, load.n_gpu_layers)
-        context = LlamaContext(model, load)
-        box = BlackBox.open(load.box_fd)
-        runner = Runner(context, model.vocabulary, time.monotonic, load.n_threads, box.note)
-        # Before the proof, which so shows that it generates as confined.
-        confinement = confine_worker(has_gpu=model.has_gpu and load.n_gpu_layers != 0)
-        prove(runner, context.n_ctx)
+        load_runner = load_embedder if is_for_embeddings(model) else load_generator
+        runner, ready = load_runner(model, load, box)
     except LoadError as error:
         pipe.send([to_value(LoadFailed(str(error)))])
         return
     model.log.stop()
+    pipe.send([to_value(ready)])
+    serve(pipe, runner, box)
+
+
+def load_generator(model: LlamaModel, load: Load, box: BlackBox) -> tuple[AnyRunner, Ready]:
+    """For a model that generates. Raises `LoadError`."""
+    context = LlamaContext(model, load)
     vocabulary = model.vocabulary
-    ready = Ready(
+    runner = Runner(context, vocabulary, time.monotonic, load.n_threads, box.note)
+    confinement = _confine(model, load)
+    prove(runner, context.n_ctx)
+    return runner, Ready(
         context.n_ctx,
         context.size.n_running,
         model.template,
@@ -71,11 +87,38 @@ def main() -> None:
         runner.pace.decode_tps,
         confinement,
     )
-    pipe.send([to_value(ready)])
-    serve(pipe, runner, box)
 
 
-def serve(pipe: ParentPipe, runner: Runner, box: BlackBox) -> None:
+def load_embedder(model: LlamaModel, load: Load, box: BlackBox) -> tuple[AnyRunner, Ready]:
+    """For a model made for embeddings. Its chat template, if any, is of what it was made from.
+
+    Raises `LoadError`.
+    """
+    embedder = LlamaEmbedder(model, load)
+    runner = EmbeddingRunner(embedder, time.monotonic, box.note)
+    confinement = _confine(model, load)
+    prove_embedder(runner)
+    return runner, Ready(
+        embedder.n_ctx,
+        defaults.MAX_EMBED_BATCH,
+        "",
+        model.vocabulary.bos,
+        model.vocabulary.eos,
+        model.vocabulary.control_texts,
+        embedder.profile,
+        runner.pace.prefill_tps,
+        0.0,
+        confinement,
+        embedder.n_dimensions,
+    )
+
+
+def _confine(model: LlamaModel, load: Load) -> tuple[str, ...]:
+    """Before the proof, which so shows that the model works as confined."""
+    return confine_worker(has_gpu=model.has_gpu and load.n_gpu_layers != 0)
+
+
+def serve(pipe: ParentPipe, runner: AnyRunner, box: BlackBox) -> None:
     """Answer the parent's messages until it is gone."""
     batcher = TokenBatcher()
     while True:
@@ -95,16 +138,18 @@ def serve(pipe: ParentPipe, runner: Runner, box: BlackBox) -> None:
             pipe.send(map(to_value, events))
 
 
-def take(message: ToWorker | FromWorker, runner: Runner) -> list[FromWorker]:
+def take(message: ToWorker | FromWorker, runner: AnyRunner) -> list[FromWorker]:
     """Hand a message to the runner; what is to be said at once."""
-    match message:
-        case Submit():
-            return runner.submit(message)
-        case Score():
-            return runner.score(message)
-        case Count():
-            return runner.count(message)
-        case Cancel(request):
+    match message, runner:
+        case Submit() as submit, Runner():
+            return runner.submit(submit)
+        case Score() as score, Runner():
+            return runner.score(score)
+        case Embed() as embed, EmbeddingRunner():
+            return runner.submit(embed)
+        case Count() as count, _:
+            return runner.count(count)
+        case Cancel(request), _:
             return runner.cancel(request)
         case _:
             raise AssertionError(f"{type(message).__name__} is not for this worker")
@@ -140,6 +185,16 @@ def prove(runner: Runner, n_ctx: int) -> None:
         last = runner.step()
     if not last or not isinstance(last[-1], Done):
         raise LoadError("it loads, but it cannot generate")
+
+
+def prove_embedder(runner: EmbeddingRunner) -> None:
+    """The same, for a model that makes vectors. Raises `LoadError`."""
+    texts = (_PROOF_TEXT,) * _PROOF_TEXTS
+    events = runner.submit(Embed(_PROOF_REQUEST, "", texts, None))
+    while not runner.is_idle:
+        events += runner.step()
+    if not events or not isinstance(events[-1], Embedded):
+        raise LoadError("it loads, but it cannot make vectors")
 
 
 if __name__ == "__main__":
