@@ -3,7 +3,7 @@
 `pip install` of its sdist compiles all of llama.cpp with its tools in more than twice the time.
 Here its Python part is installed without any library, and only libllama is compiled, out of the
 same sdist, because the structures of both must agree. The libraries are kept in `.cache`, so a new
-`.venv` does not compile again; they are made for this very CPU.
+`.venv` does not compile again; they are made for this very CPU, and for one kind of GPU or none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from scripts.console import SetUpError, Status, duration, run_logged
+from scripts.gpu import OPTIONS
 from scripts.locks import hashes_of, lock_text
 
 PROJECT: Final = "llama-cpp-python"
@@ -39,28 +42,35 @@ _CMAKE_OPTIONS: Final = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 )
+# As one line on stdout, because llama.cpp talks on stderr.
+_LOOK_FOR_GPU: Final = (
+    "import llama_cpp; llama_cpp.llama_backend_init(); "
+    "print(bool(llama_cpp.llama_supports_gpu_offload()))"
+)
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 
 
 @dataclass(frozen=True)
 class Tools:
     """What the installation works with. bin: of `.venv`; environment: for child processes; log:
-    where they write.
+    where they write; gpu: one of `gpu.OPTIONS`.
     """
 
     bin: Path
     environment: dict[str, str]
     cache: Path
     log: Path
+    gpu: str = ""
 
     @property
     def pip(self) -> list[str]:
         return [str(self.bin / "python"), "-m", "pip"]
 
 
-def build_key(requirement: str, cpu: str) -> str:
+def build_key(requirement: str, cpu: str, gpu: str = "") -> str:
     """16 hex digits for everything that the compiled libraries depend on."""
-    parts = [requirement, cpu, platform.machine(), *platform.libc_ver(), *_CMAKE_OPTIONS]
+    options = (*_CMAKE_OPTIONS, *OPTIONS[gpu])
+    parts = [requirement, cpu, platform.machine(), *platform.libc_ver(), *options]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -70,11 +80,11 @@ def cpu_features(cpuinfo: str) -> str:
     return " ".join(sorted(found[1].split())) if found else ""
 
 
-def this_build_key(requirement: str) -> str:
+def this_build_key(requirement: str, gpu: str = "") -> str:
     """`build_key` for this machine."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else ""
-    return build_key(requirement, cpu_features(text))
+    return build_key(requirement, cpu_features(text), gpu)
 
 
 def ninja_detail(line: str, elapsed_s: float) -> str | None:
@@ -89,23 +99,27 @@ def ninja_detail(line: str, elapsed_s: float) -> str | None:
     return f"{n_done} of {n_steps} files{guess}"
 
 
-def libraries_of(requirement: str, cache: Path) -> Path:
+def libraries_of(requirement: str, cache: Path, gpu: str = "") -> Path:
     """Where this machine's compiled libraries are kept; the folder is there once they are whole."""
-    return cache / this_build_key(requirement)
+    return cache / this_build_key(requirement, gpu)
 
 
-def compile_time() -> str:
+def compile_time(gpu: str = "") -> str:
     """About how long compiling takes here, for a person."""
-    return duration(_COMPILE_CORE_S / _n_cores())
+    if gpu:  # CUDA's kernels are thousands of lines for each type and size
+        return f"far longer than {duration(_COMPILE_CORE_S / _n_cores())}"
+    return f"about {duration(_COMPILE_CORE_S / _n_cores())}"
 
 
 def _n_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def install_llama(requirement: str, tools: Tools) -> None:
     """Install the Python part and the libraries into `.venv`. Raises `SetUpError`."""
-    sdist = _fetch_sdist(requirement, tools)
+    sdist = fetch_sdist(requirement, tools)
     status = Status("installing llama-cpp-python without its libraries")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir"]
     run_logged(
@@ -116,13 +130,14 @@ def install_llama(requirement: str, tools: Tools) -> None:
         environment={**tools.environment, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
     )
     status.done()
-    libraries = libraries_of(requirement, tools.cache)
+    libraries = libraries_of(requirement, tools.cache, tools.gpu)
     if not libraries.exists():
         _compile(sdist, libraries, tools)
     _copy_libraries(libraries, tools)
 
 
-def _fetch_sdist(requirement: str, tools: Tools) -> Path:
+def fetch_sdist(requirement: str, tools: Tools) -> Path:
+    """The source archive in the cache, fetched if it is not there. Raises `SetUpError`."""
     allowed = hashes_of(requirement)
     tools.cache.mkdir(parents=True, exist_ok=True)
     here = _with_hash(tools.cache, allowed)
@@ -153,39 +168,48 @@ def _with_hash(folder: Path, allowed: set[str]) -> Path | None:
 
 
 def _compile(sdist: Path, libraries: Path, tools: Tools) -> None:
-    n_cores = _n_cores()
-    status = Status(f"compiling llama.cpp, about {compile_time()} on {n_cores} cores")
+    what = f"llama.cpp for {tools.gpu}" if tools.gpu else "llama.cpp"
+    status = Status(f"compiling {what}, {compile_time(tools.gpu)} on {_n_cores()} cores")
     unpacked = tools.cache / "source"
-    source = _unpack(sdist, unpacked)
+    source = unpack_sources(sdist, unpacked)
     # A build that was interrupted goes on where it was: ninja knows which files are whole.
     build = libraries.with_name(f"build-{libraries.name}")
-    log = tools.log.with_name("llama-build.log")
-    log.unlink(missing_ok=True)
-    cmake = [str(tools.bin / "cmake"), "-G", "Ninja", "-S", str(source), "-B", str(build)]
-    # Ninja may only be in `.venv`, which is not on the PATH.
-    ninja = str(tools.bin / "ninja")
-    options = [*_CMAKE_OPTIONS, f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run_logged([*cmake, *options], log, status, environment=tools.environment)
-    compiling_since_s = status.elapsed_s
-    run_logged(
-        [ninja, "-C", str(build), "-j", str(n_cores), "llama"],
-        log,
-        status,
-        lambda line: ninja_detail(line, status.elapsed_s - compiling_since_s),
-        tools.environment,
-    )
+    options = (*_CMAKE_OPTIONS, *OPTIONS[tools.gpu])
+    compile_target("llama", source, build, options, tools, status)
     staging = libraries.with_name(f"{libraries.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    for library in (build / "bin").glob("*.so*"):
-        shutil.copy2(library, staging, follow_symlinks=False)
+    for pattern in ("*.so*", "*.dylib"):
+        for library in (build / "bin").glob(pattern):
+            shutil.copy2(library, staging, follow_symlinks=False)
     staging.rename(libraries)
     shutil.rmtree(build)
     shutil.rmtree(unpacked)
     status.done()
 
 
-def _unpack(sdist: Path, folder: Path) -> Path:
+def compile_target(
+    target: str, source: Path, build: Path, options: Sequence[str], tools: Tools, status: Status
+) -> None:
+    """Build one target of llama.cpp's sources in the folder `build`. Raises `SetUpError`."""
+    log = tools.log.with_name("llama-build.log")
+    log.unlink(missing_ok=True)
+    cmake = [str(tools.bin / "cmake"), "-G", "Ninja", "-S", str(source), "-B", str(build)]
+    # Ninja may only be in `.venv`, which is not on the PATH.
+    ninja = str(tools.bin / "ninja")
+    options = [*options, f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    run_logged([*cmake, *options], log, status, environment=tools.environment)
+    compiling_since_s = status.elapsed_s
+    run_logged(
+        [ninja, "-C", str(build), "-j", str(_n_cores()), target],
+        log,
+        status,
+        lambda line: ninja_detail(line, status.elapsed_s - compiling_since_s),
+        tools.environment,
+    )
+
+
+def unpack_sources(sdist: Path, folder: Path) -> Path:
     """The sources of llama.cpp out of the sdist, whose hash was checked."""
     done = folder / "whole"
     if not done.exists():
@@ -209,6 +233,10 @@ def _copy_libraries(libraries: Path, tools: Tools) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(libraries, target, symlinks=True)
     status = Status("loading llama.cpp")
-    check = "import llama_cpp; llama_cpp.llama_backend_init()"
-    run_logged([str(tools.bin / "python"), "-c", check], tools.log, status)
+    said: list[str] = []
+    command = [str(tools.bin / "python"), "-c", _LOOK_FOR_GPU]
+    run_logged(command, tools.log, status, lambda line: said.append(line))
     status.done()
+    if tools.gpu and "True" not in said:
+        # No error: the same build runs on the processor, and drivers may come later.
+        print(f"  llama.cpp sees no GPU through {tools.gpu}: is its driver there?", file=sys.stderr)

@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.gpu import NO_GPU, GpuFacts, Problem, gather_gpu, gpu_problems
+
 OLDEST = (3, 11)
 NEWEST = (3, 13)  # for 3.14 some dependencies have no wheels yet
 # Of a set-up from nothing: .venv 430 MB, the sdist unpacked 300 MB, its build 20 MB, the model 98
-# MB and its wheel 93 MB.
+# MB and its wheel 93 MB; for the tests 130 MB more.
 NEEDED_MIB = 1500
 NEEDED_MIB_AGAIN = 200  # once `.venv` is there
 
@@ -44,25 +46,20 @@ class Facts:
     is_set_up: bool
     is_debian_python: bool
     other_pythons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """text: for a person. packages: Debian packages that mend it, if any do."""
-
-    text: str
-    packages: tuple[str, ...] = ()
+    gpu: GpuFacts = NO_GPU
 
 
 def problems(facts: Facts) -> list[Problem]:
     """Everything that stands in the way, most basic first."""
     found = list(_python_problems(facts))
-    if facts.system != "Linux":
+    # On macOS nothing was tried; who asks for its GPU knows where he is.
+    if facts.system != "Linux" and (facts.system, facts.gpu.name) != ("Darwin", "metal"):
         found.append(Problem(f"{facts.system} is not supported: Linux is (see README.md)."))
     if not (facts.has_c_compiler and facts.has_cxx_compiler):
         found.append(Problem("No C and C++ compiler (llama.cpp is compiled here).", ("g++",)))
     if not facts.has_make:
         found.append(Problem("No make (one dependency is compiled with it).", ("make",)))
+    found += gpu_problems(facts.gpu, facts.system)
     needed = NEEDED_MIB_AGAIN if facts.is_set_up else NEEDED_MIB
     if facts.free_mib < needed:
         found.append(Problem(f"{needed} MiB of disk are needed here, {facts.free_mib} are free."))
@@ -121,6 +118,7 @@ def gather(environment: Mapping[str, str], folder: Path) -> Facts:
         is_set_up=(folder / ".venv").exists(),
         is_debian_python=sys.base_prefix == "/usr",
         other_pythons=() if OLDEST <= sys.version_info[:2] <= NEWEST else _other_pythons(),
+        gpu=gather_gpu(environment),
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scripts.console import SetUpError, Status, run_logged
+from scripts.gpu import wanted_gpu
 from scripts.llama import (
     PROJECT,
     Tools,
@@ -119,7 +120,9 @@ class SetUp:
         }
         self.requirements = parse_lock(self.locks[lock_name])
         self.environment = child_environment(environment)
-        self.tools = Tools(self.venv / "bin", self.environment, self.cache / "llama", self.log)
+        self.gpu = wanted_gpu(environment)
+        llama = self.cache / "llama"
+        self.tools = Tools(self.venv / "bin", self.environment, llama, self.log, self.gpu)
 
     def wanted(self) -> Stamp:
         """The stamp of a set-up that is up to date."""
@@ -130,7 +133,7 @@ class SetUp:
             lock=self.lock_name,
             lock_sha256=_sha256(self.locks[self.lock_name].encode()),
             project_sha256=_sha256(project),
-            llama=this_build_key(self.requirements[PROJECT]),
+            llama=this_build_key(self.requirements[PROJECT], self.gpu),
             venv=str(self.venv),
             python="{}.{} {}".format(*sys.version_info[:2], os.path.realpath(sys.executable)),
         )
@@ -155,13 +158,16 @@ class SetUp:
                 wanted = Stamp(**{**vars(wanted), "lock": "test", "lock_sha256": done.lock_sha256})
             self.stamp_path.write_text(json.dumps(vars(wanted), indent=1), "utf-8")
         self._fetch_model()
+        if self.lock_name == "test":
+            self._fetch_embedding_model()
 
     def _announcement(self, todo: Plan) -> str:
         text = f"setting up (log: {self.log.relative_to(self.root)})"
         if todo.is_new:
             text += ": about a minute for .venv"
-        if todo.llama and not libraries_of(self.requirements[PROJECT], self.tools.cache).exists():
-            text += f", once {compile_time()} more to compile llama.cpp"
+        libraries = libraries_of(self.requirements[PROJECT], self.tools.cache, self.gpu)
+        if todo.llama and not libraries.exists():
+            text += f", once {compile_time(self.gpu)} more to compile llama.cpp"
         return text
 
     def _carry_out(self, todo: Plan) -> None:
@@ -233,6 +239,16 @@ class SetUp:
         if result.returncode != 0:
             raise SetUpError("The default model could not be fetched.")
         note.write_text(result.stdout.strip().splitlines()[-1], "utf-8")
+
+    def _fetch_embedding_model(self) -> None:
+        # In .venv, because it needs the product and gguf; it says itself what goes wrong.
+        command = [str(self.tools.bin / "python"), "-m", "scripts.embedding_model"]
+        folder = self.environment["TOKENPLACE_MODELS_DIR"]
+        result = subprocess.run(
+            [*command, folder], cwd=self.root, env=self.environment, check=False
+        )
+        if result.returncode != 0:
+            raise SetUpError("The embedding model of the tests could not be made.")
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,18 @@ TINY_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372811
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The real small model: SmolLM2-135M-Instruct Q4_1, put there by `make`."""
+    return model_file("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def embedding_model() -> Path:
+    """The real small model for vectors: all-MiniLM-L6-v2 in float16, put there by `make test`."""
+    return model_file("all-MiniLM-L6-v2.F16.gguf")
+
+
+def model_file(name: str) -> Path:
+    """What the set-up put into the folder of models."""
     folder = Path(os.environ.get("TOKENPLACE_MODELS_DIR", ROOT / ".cache" / "models"))
-    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert path.exists(), f"{path} is missing: run `make setup`"
+    path = folder / name
+    assert path.exists(), f"{path} is missing: run `make setup-test`"
     return path

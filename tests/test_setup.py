@@ -111,7 +111,7 @@ def test_this_machine_is_seen_as_it_is(tmp_path: Path) -> None:
 
 
 def test_preflight_can_be_read_by_old_pythons() -> None:
-    for name in ("__init__", "preflight"):
+    for name in ("__init__", "preflight", "gpu"):
         ast.parse((ROOT / "scripts" / f"{name}.py").read_text("utf-8"), feature_version=(3, 8))
 
 
@@ -207,6 +207,7 @@ class Recorded(SetUp):
     def __init__(self, root: Path, lock_name: str) -> None:
         super().__init__(root, lock_name, {"TOKENPLACE_MODELS_DIR": str(root / "models")})
         self.plans: list[Plan] = []
+        self.models: list[str] = []
         self.is_interrupted = False
 
     def _carry_out(self, todo: Plan) -> None:
@@ -217,7 +218,10 @@ class Recorded(SetUp):
             raise KeyboardInterrupt
 
     def _fetch_model(self) -> None:
-        pass
+        self.models.append("the default")
+
+    def _fetch_embedding_model(self) -> None:
+        self.models.append("for embeddings")
 
 
 @pytest.fixture
@@ -239,6 +243,7 @@ def test_a_set_up_is_done_once_for_both_commands(tree: Path) -> None:
         recorded = Recorded(tree, lock_name)
         recorded.run()
         assert recorded.plans == expected
+        assert recorded.models == ["the default", "for embeddings"][: 1 + (lock_name == "test")]
 
 
 def test_an_interrupted_set_up_is_made_anew(tree: Path) -> None:
@@ -343,14 +348,14 @@ def test_only_llama_cpp_is_unpacked_and_only_once(tmp_path: Path) -> None:
     with tarfile.open(sdist, "w:gz") as archive:
         for name in ("x-1/setup.py", "x-1/vendor/llama.cpp/CMakeLists.txt"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
-    source = llama._unpack(sdist, tmp_path / "source")
+    source = llama.unpack_sources(sdist, tmp_path / "source")
     assert [path.name for path in source.iterdir()] == ["CMakeLists.txt"]
     assert not (tmp_path / "source/x-1/setup.py").exists()
     (tmp_path / "source/whole").unlink()
     (source / "left-over").touch()
-    assert not (llama._unpack(sdist, tmp_path / "source") / "left-over").exists()
+    assert not (llama.unpack_sources(sdist, tmp_path / "source") / "left-over").exists()
     sdist.unlink()
-    assert llama._unpack(sdist, tmp_path / "source") == source
+    assert llama.unpack_sources(sdist, tmp_path / "source") == source
 
 
 # ---------------------------------------------------------------- talking while something runs

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.engine.parts import ArithmeticModel, LetterVocabulary
+from tests.engine.arithmetic import ArithmeticModel, LetterVocabulary
 from tokenplace.engine.blackbox import BlackBox
 from tokenplace.engine.confine import ParentGone, enter_child
 from tokenplace.engine.messages import FromWorker, Load, Ready, from_value, to_value
@@ -99,6 +99,7 @@ class FrailRunner(Runner):
 
     def step(self) -> list[FromWorker]:
         if len(self._requests) < self.n_awaited:
+            self._note(())  # nothing of anybody is computed
             time.sleep(0.001)
             return []
         self.n_awaited = 0

@@ -248,6 +248,15 @@ def test_cancelled_requests_are_gone(runner: EmbeddingRunner, model: LetterEmbed
     assert len(model.batches) == n_batches
 
 
+def test_a_request_that_nobody_has_read_can_be_cancelled(
+    runner: EmbeddingRunner, model: LetterEmbedder
+) -> None:
+    runner.submit(embed(1, "some words"))
+    runner.cancel(1)
+    assert runner.is_idle
+    assert model.n_tokenised == 0
+
+
 def test_a_failed_batch_ends_its_requests_and_no_more(
     runner: EmbeddingRunner, model: LetterEmbedder
 ) -> None:

@@ -24,6 +24,7 @@ from tokenplace.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotOffered,
+    RequestTooBig,
     TokenplaceError,
     Unsupported,
 )
@@ -201,6 +202,11 @@ def test_tokens_are_counted_as_they_would_be_computed(
 
 def test_more_than_the_context_holds_can_be_counted(tiny: RunningEngine) -> None:
     assert tiny.run(lambda engine: engine.count(count_of(raw("word " * 1500)))) > 1024
+
+
+def test_what_would_hold_up_others_is_not_counted(tiny: RunningEngine) -> None:
+    with pytest.raises(RequestTooBig):
+        tiny.run(lambda engine: engine.count(count_of(raw("x" * (defaults.MAX_COUNT_BYTES + 1)))))
 
 
 # ---------------------------------------------------------------- scores

@@ -11,7 +11,13 @@ from tokenplace import defaults
 from tokenplace.engine.guard import Segment
 from tokenplace.engine.messages import Count, Counted, Embed, Embedded, Refused, Score, Scored
 from tokenplace.engine.supervisor import Supervisor
-from tokenplace.errors import DONOR_ERRORS, ErrorCode, InvalidRequest, TokenplaceError
+from tokenplace.errors import (
+    DONOR_ERRORS,
+    ErrorCode,
+    InvalidRequest,
+    RequestTooBig,
+    TokenplaceError,
+)
 from tokenplace.operations import Embeddings, EmbedRequest, ScoreRequest, Scores, TokenScore
 
 
@@ -30,6 +36,9 @@ async def embed(supervisor: Supervisor, request: EmbedRequest) -> Embeddings:
 
 async def count(supervisor: Supervisor, segments: tuple[Segment, ...]) -> int:
     """Tokens of a prompt. Raises as `Engine.count`."""
+    n_bytes = sum(len(text.encode()) for text, _ in segments)
+    if n_bytes > defaults.MAX_COUNT_BYTES:
+        raise RequestTooBig(f"{n_bytes} bytes; {defaults.MAX_COUNT_BYTES} are counted at most.")
     (counted,) = await _ask(supervisor, Count(0, segments))
     assert isinstance(counted, Counted), "the only answer to `Count`"
     return counted.n_tokens

@@ -285,14 +285,13 @@ class Supervisor:
         """Who killed the worker has failed; the others wait for the next one."""
         computing = self._worker.box.read()
         guilty = self._triage.crash(self._answers, computing, is_own_fault=is_own_fault)
-        for request in computing & self._answers.keys():
-            digest = self._answers[request].digest
-            if guilty is None:
-                self._quarantine.note_crash(digest)
-            elif request == guilty:
-                self._quarantine.condemn(digest)
-            else:
-                self._quarantine.clear(digest)
+        for request, answer in self._answers.items():
+            if request == guilty:
+                self._quarantine.condemn(answer.digest)
+            elif guilty is not None:
+                self._quarantine.clear(answer.digest)
+            elif request in computing:
+                self._quarantine.note_crash(answer.digest)
         now = trio.current_time()
         for answer in [*self._answers.values()]:
             if self._quarantine.has(answer.digest) or answer.n_resumes >= defaults.MAX_RESUMES:
