@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tokenplace.errors import TokenplaceError
+from tokenplace.errors import PromptMismatch, TokenplaceError
 from tokenplace.generation import (
     Accepted,
     ChoiceEnd,
@@ -18,9 +18,11 @@ from tokenplace.generation import (
     Finished,
     GenerateRequest,
     LengthStop,
+    Logprob,
     TextInput,
     Timings,
     Tokens,
+    TopToken,
     Usage,
 )
 
@@ -34,7 +36,7 @@ def prompt_of(request: GenerateRequest) -> str:
 @dataclass
 class FakeEngine:
     """Repeats the prompt, one token for each piece of `piece_bytes` bytes, so characters are split
-    between tokens.
+    between tokens. All choices say the same, and take turns.
 
     fail_after: raise `error` after so many tokens. token_interval_s: pause before each token.
     `n_running` and `n_cancelled` let a test see that leaving early reached the engine.
@@ -57,19 +59,28 @@ class FakeEngine:
             pieces = [data[i : i + self.piece_bytes] for i in range(0, len(data), self.piece_bytes)]
             ids = [hash_id(piece) for piece in pieces]
             digest = hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).digest()
+            if request.resume and digest != request.prompt_digest:
+                raise PromptMismatch
             max_new = min(request.max_tokens or len(ids), len(ids))
             n_ctx = 4096
             yield Accepted(digest, len(ids), 0, n_ctx, max_new, "tp/1", 10, 0)
+            starts = {resume.choice: len(resume.ids) for resume in request.resume}
+            starts = starts or dict.fromkeys(range(request.n), 0)
             for index, (token_id, piece) in enumerate(zip(ids, pieces, strict=True)):
                 if self.fail_after == index:
                     raise self.error or TokenplaceError("planned failure")
                 if index == max_new:
                     break
                 await trio.sleep(self.token_interval_s)
-                yield Tokens(0, index, (token_id,), (piece,))
+                logprobs = logprobs_of(request, token_id, piece)
+                for choice in (choice for choice, start in starts.items() if start <= index):
+                    yield Tokens(choice, index, (token_id,), (piece,), logprobs)
             stop = EogStop(2) if max_new == len(ids) else LengthStop()
+            n_completion = sum(max_new - start for start in starts.values())
             yield Finished(
-                (ChoiceEnd(0, stop),), Usage(len(ids), 0, max_new), Timings(0, 1, max_new)
+                tuple(ChoiceEnd(choice, stop) for choice in starts),
+                Usage(len(ids), 0, n_completion),
+                Timings(0, 1, max_new),
             )
         except BaseException as error:
             if isinstance(error, (trio.Cancelled, GeneratorExit)):
@@ -77,6 +88,14 @@ class FakeEngine:
             raise
         finally:
             self.n_running -= 1
+
+
+def logprobs_of(request: GenerateRequest, token_id: int, piece: bytes) -> tuple[Logprob, ...]:
+    """One, if it was asked for; the token itself is the most likely."""
+    if request.top_logprobs is None:
+        return ()
+    top = (TopToken(token_id, piece, -0.5), *(TopToken(n, b"?", -2.0) for n in range(19)))
+    return (Logprob(-0.5, top[: request.top_logprobs]),)
 
 
 def hash_id(piece: bytes) -> int:

@@ -165,6 +165,11 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     ("JSON, gen/1 (section 7), at most # MiB", (defaults.MAX_BODY_BYTES / MIB,)),
     ("remembered, at most # requests an epoch", (defaults.MAX_SEEN_PER_EPOCH,)),
+    (
+        "list, optional | at most # of {`choice`: 0 to #",
+        (defaults.MAX_CHOICES, defaults.MAX_CHOICES - 1),
+    ),
+    ("u32 for each}, of at most # ids together", (defaults.MAX_NEW_TOKENS,)),
     # 5. The answer
     ("`0 ‖ length(2) ‖ msgpack map` of at most # KiB", (defaults.MAX_REFUSAL_BYTES / KIB,)),
     (
@@ -175,7 +180,12 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("`accepted` comes first, once, within # s", (defaults.ACCEPT_TIMEOUT_S,)),
     ("`max_tokens` (# if it named none)", (defaults.MAX_NEW_TOKENS,)),
     ("on a grid of # ms", (defaults.TOKEN_TICK_S * 1000,)),
-    ("at most # MiB of token bytes", (defaults.MAX_ANSWER_BYTES / MIB,)),
+    ("list of at most # [id, bytes, log-probability]]", (defaults.MAX_TOP_LOGPROBS,)),
+    (
+        "at most # MiB of token bytes over all choices, where each id, those in `logprobs` too, "
+        "counts # bytes",
+        (defaults.MAX_ANSWER_BYTES / MIB, defaults.ANSWER_ID_BYTES),
+    ),
     ("sends `alive` every # s", (defaults.HEARTBEAT_S,)),
     (
         "gives up after # s without a byte, # s to connect",
@@ -204,6 +214,28 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("| integer 0 to #; 0 keeps all | # |", (defaults.MAX_TOP_K, USUAL.top_k)),
     ("0 < p ≤ 1 | # |", (USUAL.top_p,)),
     ("| `min_p` | number 0 to 1 | # |", (USUAL.min_p,)),
+    ("1 keeps all | # |", (USUAL.typical_p,)),
+    ("1 does nothing | # |", (USUAL.repeat_penalty,)),
+    (
+        "| `repeat_last_n` | integer 0 to #: tokens that `repeat_penalty` looks back at | # |",
+        (defaults.MAX_REPEAT_LAST_N, USUAL.repeat_last_n),
+    ),
+    ("2 to 2 | # |", (USUAL.presence_penalty,)),
+    ("object of at most # numbers from", (defaults.MAX_LOGIT_BIAS,)),
+    ("| `n` | integer 1 to #:", (defaults.MAX_CHOICES,)),
+    ("| `top_logprobs` | integer 0 to #:", (defaults.MAX_TOP_LOGPROBS,)),
+    ("also `tool_calls`: at most #", (defaults.MAX_TOOL_CALLS,)),
+    ("{`id`: text of at most # bytes", (defaults.MAX_TOOL_CALL_ID_BYTES,)),
+    ("| `tools` | with `messages`: at most #", (defaults.MAX_TOOLS,)),
+    (
+        "each another; `description`: text of at most # bytes",
+        (defaults.MAX_TOOL_DESCRIPTION_BYTES,),
+    ),
+    (
+        "text of a JSON object, of at most # bytes and nested at most # deep",
+        (defaults.MAX_SCHEMA_BYTES, defaults.MAX_SCHEMA_DEPTH),
+    ),
+    ("A tool's name is 1 to # characters", (defaults.MAX_TOOL_NAME_CHARS,)),
     (
         "at most # strings of 1 to # bytes",
         (defaults.MAX_STOP_STRINGS, defaults.MAX_STOP_STRING_BYTES),
@@ -217,6 +249,12 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
             defaults.MAX_RENDERED_BYTES / MIB,
         ),
     ),
+    (
+        "takes over # s of processor time or # MiB to prepare",
+        (defaults.GRAMMAR_COMPILE_S, defaults.GRAMMAR_CHECK_MEMORY_BYTES / MIB),
+    ),
+    ("whose schemas make over # KiB", (defaults.MAX_GRAMMAR_BYTES / KIB,)),
+    ("at most # characters of white space in one place", (defaults.MAX_JSON_SPACE,)),
     ("more than # bytes for each token of context", (defaults.MAX_PROMPT_BYTES_PER_TOKEN,)),
     # 8. Error codes
     ("no connection or stream within # s", (defaults.CONNECT_TIMEOUT_S,)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import openai
+import pydantic
 import pytest
 import trio
 
@@ -19,7 +21,7 @@ from tests.api_shim.serving import (
 )
 from tests.fakes import FakeEngine
 from tokenplace.errors import ConnectionLost, ModelNotFound, NoDonorForModel
-from tokenplace.generation import Generator
+from tokenplace.generation import Generator, JsonSchema
 
 # The SDK and its HTTP library leave their generators to the garbage collector when a stream ends.
 pytestmark = pytest.mark.filterwarnings(
@@ -80,6 +82,53 @@ async def test_stream_carries_role_text_end_and_usage() -> None:
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(TEXT.encode())
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_several_choices_plain_and_streamed() -> None:
+    engine = FakeEngine(piece_bytes=1)
+    async with openai_client(engine) as client:
+        answer = await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, n=3)
+        stream = await client.chat.completions.create(
+            model=TINY_MODEL, messages=HELLO, n=3, stream=True
+        )
+        chunks = [chunk.choices[0] async for chunk in stream]
+        text = await client.completions.create(model=TINY_MODEL, prompt=TEXT, n=2, max_tokens=999)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in answer.choices] == [TEXT] * 3
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3 * len(TEXT.encode())
+    for index in range(3):
+        own = [chunk for chunk in chunks if chunk.index == index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(chunk.delta.content or "" for chunk in own) == TEXT
+        assert [chunk.finish_reason for chunk in own if chunk.finish_reason] == ["stop"]
+    assert [choice.text for choice in text.choices] == [TEXT] * 2
+    assert {request.n for request in engine.requests} == {2, 3}
+
+
+async def test_every_choice_is_cut_at_its_stop_string() -> None:
+    async with openai_client(FakeEngine(piece_bytes=1)) as client:
+        answer = await client.chat.completions.create(
+            model=TINY_MODEL, messages=HELLO, n=2, stop=TEXT[4:6]
+        )
+    assert [choice.message.content for choice in answer.choices] == [TEXT[:4]] * 2
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+
+
+async def test_a_form_of_the_sdk_reaches_the_donor() -> None:
+    class Word(pydantic.BaseModel):
+        word: str
+
+    text = '{"word":"x"}'
+    engine = FakeEngine()
+    async with openai_client(engine) as client:
+        answer = await client.chat.completions.parse(
+            model=TINY_MODEL, messages=[{"role": "user", "content": text}], response_format=Word
+        )
+    assert answer.choices[0].message.parsed == Word(word="x")
+    (asked,) = engine.requests
+    assert isinstance(asked.output, JsonSchema)
+    assert json.loads(asked.output.schema)["required"] == ["word"]
 
 
 async def test_max_tokens_ends_with_length() -> None:
@@ -188,5 +237,5 @@ async def test_leaving_a_plain_request_frees_the_engine() -> None:
 async def test_invalid_parameter_is_named() -> None:
     async with openai_client(FakeEngine()) as client:
         with pytest.raises(openai.BadRequestError) as failure:
-            await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, n=2)
-    assert (failure.value.param, failure.value.code) == ("n", "unsupported_parameter")
+            await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, logprobs=True)
+    assert (failure.value.param, failure.value.code) == ("logprobs", "unsupported_parameter")

@@ -17,6 +17,17 @@ from tokenplace.api_shim.schemas import ChatCompletionRequest, CompletionRequest
 COMPLETION = {"model": TINY_MODEL, "prompt": "Once"}
 
 
+NESTED: dict[str, Any] = {}
+for _ in range(64):
+    NESTED = {"not": NESTED}
+
+
+def form_of(schema: object) -> dict[str, Any]:
+    """The field that asks for JSON of this schema, as the SDK sends it."""
+    wrapped = {"name": "word", "strict": True, "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
+
+
 def refusal_to(kind: type[ChatCompletionRequest | CompletionRequest], body: Any) -> Refusal | None:
     """What the app would be told; None if the body is taken."""
     try:
@@ -33,13 +44,35 @@ def refusal_to(kind: type[ChatCompletionRequest | CompletionRequest], body: Any)
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": "json"}, "response_format", "invalid_type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        (form_of(None), "response_format.json_schema.schema", "invalid_type"),
+        (form_of({"const": "\ud800"}), "response_format.json_schema.schema", "invalid_value"),
+        (form_of({"const": "x" * 65_536}), "response_format.json_schema.schema", "invalid_value"),
+        (form_of({"const": float("inf")}), "response_format.json_schema.schema", "invalid_value"),
+        (form_of(NESTED), "response_format.json_schema.schema", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schem": {}}}},
+            "response_format.json_schema.schem",
+            "unknown_parameter",
+        ),
         ({"logprobs": True}, "logprobs", "unsupported_parameter"),
         ({"top_logprobs": 3}, "top_logprobs", "unsupported_parameter"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
-        ({"frequency_penalty": -1}, "frequency_penalty", "unsupported_parameter"),
+        ({"n": 0}, "n", "integer_below_min_value"),
+        ({"n": 17}, "n", "integer_above_max_value"),
+        ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "decimal_above_max_value"),
+        ({"logit_bias": {"1": True}}, "logit_bias.1", "invalid_type"),
+        ({"logit_bias": {"the": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"\ud800": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias", "invalid_value"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "decimal_below_min_value"),
+        ({"typical_p": 0}, "typical_p", "decimal_below_min_value"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "decimal_below_min_value"),
+        ({"repeat_penalty": 10.5}, "repeat_penalty", "decimal_above_max_value"),
+        ({"repeat_last_n": -1}, "repeat_last_n", "integer_below_min_value"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"x" * 1000: 1}, "x" * 64, "unknown_parameter"),
@@ -135,6 +168,20 @@ def test_body_that_is_no_object_is_refused(body: object) -> None:
     refusal = refusal_to(ChatCompletionRequest, body)
     assert refusal is not None
     assert (refusal.status, refusal.param, refusal.code) == (400, None, "invalid_type")
+
+
+def test_the_largest_values_are_taken() -> None:
+    most = {
+        "n": 16,
+        "logit_bias": {str(n): -100 for n in range(299)} | {"999999999": 100.0},
+        "typical_p": 1,
+        "repeat_penalty": 10,
+        "repeat_last_n": 65_536,
+        **form_of(NESTED["not"]),
+    }
+    assert refusal_to(ChatCompletionRequest, {**CHAT, **most}) is None
+    form = {"response_format": {"type": "json_object"}}
+    assert refusal_to(ChatCompletionRequest, {**CHAT, **form}) is None
 
 
 def test_values_that_ask_for_nothing_are_taken() -> None:

@@ -21,7 +21,15 @@ from tokenplace.api_shim.translate import (
     chat_request,
     completion_request,
 )
-from tokenplace.generation import ChatInput, ChatMessage, SamplingParams, TextInput, Usage
+from tokenplace.generation import (
+    ChatInput,
+    ChatMessage,
+    JsonObject,
+    JsonSchema,
+    SamplingParams,
+    TextInput,
+    Usage,
+)
 
 AROUND = Surroundings(b"12345678", b"s" * 16, "2026-11-22")
 USAGE = Usage(5, 2, 3)
@@ -98,6 +106,17 @@ def test_said_values_arrive() -> None:
         "stop": "END",
         "ignore_eos": True,
         "stream": True,
+        "typical_p": 0.5,
+        "repeat_penalty": 1.5,
+        "repeat_last_n": 9,
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"70000": -100, "7": 1.5},
+        "n": 4,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "colour", "schema": {"const": "grün"}},
+        },
         "messages": [{"role": "developer", "content": "Be brief."}],
     }
     request = chat_request(ChatCompletionRequest.model_validate({**CHAT, **said}), AROUND)
@@ -108,7 +127,21 @@ def test_said_values_arrive() -> None:
     assert request.stop == ("END",)
     assert request.ignore_eog
     assert request.streamed
+    assert (request.sampling.typical_p, request.sampling.repeat_last_n) == (0.5, 9)
+    assert (request.sampling.repeat_penalty, request.sampling.presence_penalty) == (1.5, -1)
+    assert request.sampling.frequency_penalty == 0.5
+    assert request.sampling.logit_bias == ((7, 1.5), (70000, -100.0))
+    assert request.n == 4
+    assert request.output == JsonSchema('{"const":"grün"}')
     assert request.input == ChatInput((ChatMessage("system", "Be brief."),))
+
+
+@pytest.mark.parametrize(
+    ("said", "output"), [("text", None), ("json_object", JsonObject())], ids=str
+)
+def test_a_form_without_a_schema(said: str, output: JsonObject | None) -> None:
+    body = {**CHAT, "response_format": {"type": said}}
+    assert chat_request(ChatCompletionRequest.model_validate(body), AROUND).output == output
 
 
 def test_text_completion_has_openais_own_limit() -> None:
@@ -125,19 +158,19 @@ def test_every_object_is_what_the_sdk_declares(
 ) -> None:
     chat = ChatForm("chatcmpl-1", 1, "an-alias", includes_usage)
     text = CompletionForm("cmpl-1", 1, "an-alias", includes_usage)
-    ChatCompletion.model_validate(chat.whole("Hi", finish_reason, USAGE), strict=True)
-    Completion.model_validate(text.whole("Hi", finish_reason, USAGE), strict=True)
-    for chunk in [*chat.begin(), chat.delta("Hi"), *chat.end(finish_reason, USAGE)]:
+    ChatCompletion.model_validate(chat.whole([("Hi", finish_reason)] * 2, USAGE), strict=True)
+    Completion.model_validate(text.whole([("Hi", finish_reason)] * 2, USAGE), strict=True)
+    for chunk in [*chat.begin(2), chat.delta(1, "Hi"), *chat.end([finish_reason] * 2, USAGE)]:
         ChatCompletionChunk.model_validate(chunk, strict=True)
     # The SDK reads chunks of this kind with the class of the whole, though finish_reason is null.
-    *chunks, _ = [text.delta("Hi"), *text.end(finish_reason, USAGE)]
+    *chunks, _ = [text.delta(1, "Hi"), *text.end([finish_reason] * 2, USAGE)]
     assert all(chunk["object"] == "text_completion" for chunk in chunks)
 
 
 def test_usage_comes_last_and_only_when_asked_for() -> None:
     form = ChatForm("chatcmpl-1", 1, TINY_MODEL, includes_usage=True)
-    assert form.delta("Hi")["usage"] is None
-    end, usage = form.end("stop", USAGE)
+    assert form.delta(0, "Hi")["usage"] is None
+    end, usage = form.end(["stop"], USAGE)
     assert end["usage"] is None
     assert usage["choices"] == []
     assert usage["usage"] == {
@@ -147,5 +180,5 @@ def test_usage_comes_last_and_only_when_asked_for() -> None:
         "prompt_tokens_details": {"cached_tokens": 2},
     }
     silent = ChatForm("chatcmpl-1", 1, TINY_MODEL)
-    assert "usage" not in silent.delta("Hi")
-    assert len(silent.end("stop", USAGE)) == 1
+    assert "usage" not in silent.delta(0, "Hi")
+    assert len(silent.end(["stop"], USAGE)) == 1

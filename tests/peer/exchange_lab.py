@@ -49,8 +49,8 @@ def make_request(prompt: str = "one two three", **changes: object) -> GenerateRe
     return GenerateRequest(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def text_of(events: list[Event]) -> bytes:
-    tokens = [event for event in events if isinstance(event, Tokens)]
+def text_of(events: list[Event], choice: int = 0) -> bytes:
+    tokens = [event for event in events if isinstance(event, Tokens) and event.choice == choice]
     return b"".join(b"".join(event.pieces) for event in tokens)
 
 

@@ -5,13 +5,14 @@ Start at `SCRIPTS`, `MISHAPS` and `CIRCUMSTANCES`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 import trio
 from hypothesis import strategies as st
 
 from tests.fakes import prompt_of
+from tests.peer.exchange_lab import make_request
 from tests.peer.wild_wire import End, Item, Mishap
 from tokenplace.errors import DonorBusy, TokenplaceError
 from tokenplace.generation import (
@@ -22,16 +23,25 @@ from tokenplace.generation import (
     Event,
     Finished,
     GenerateRequest,
+    Logprob,
     Phase,
+    Resume,
     Timings,
     Tokens,
+    TopToken,
     Usage,
 )
+
+DIGEST = b"d" * 32
 
 
 @dataclass(frozen=True)
 class Script:
-    """How the engine answers one prompt. fails_at, requeued_at: before that token; None: never."""
+    """How the engine answers one prompt. fails_at, requeued_at: before that token; None: never.
+
+    starts: what is asked for: each choice, and the tokens of it that another donor delivered.
+    n_top: how many likely tokens with each; None: none.
+    """
 
     accepts_after_s: float
     n_tokens: int
@@ -39,6 +49,34 @@ class Script:
     fails_at: int | None
     error: Exception
     requeued_at: int | None
+    starts: tuple[tuple[int, int], ...] = ((0, 0),)
+    n_top: int | None = None
+
+    @property
+    def n_new(self) -> int:
+        return sum(max(0, self.n_tokens - start) for _, start in self.starts)
+
+    def request(self, prompt: str) -> GenerateRequest:
+        """What Alice's app asks."""
+        resume = tuple(Resume(choice, (7,) * start) for choice, start in self.starts)
+        is_resumed = any(start for _, start in self.starts)
+        return make_request(
+            prompt,
+            n=1 + max(choice for choice, _ in self.starts),
+            top_logprobs=self.n_top,
+            resume=resume if is_resumed else (),
+            prompt_digest=DIGEST if is_resumed else b"",
+        )
+
+    def tokens_at(self, prompt: str, index: int) -> Iterator[Tokens]:
+        """One step's tokens, of every choice that is so far."""
+        logprobs: tuple[Logprob, ...] = ()
+        if self.n_top is not None:
+            logprobs = (Logprob(-0.5, (TopToken(7, bytes(100), -0.5),) * self.n_top),)
+        for choice, start in self.starts:
+            if index >= start:
+                piece = piece_of(prompt, choice, index)
+                yield Tokens(choice, index, (index,), (piece,), logprobs)
 
 
 SCRIPTS = st.builds(
@@ -49,6 +87,11 @@ SCRIPTS = st.builds(
     fails_at=st.sampled_from([None, None, 0, 1, 5]),
     error=st.sampled_from([DonorBusy(), RuntimeError(), TokenplaceError()]),
     requeued_at=st.sampled_from([None, None, 0, 1, 5]),
+    # Of resumed ones not every choice is named, and one may have had nothing yet.
+    starts=st.sampled_from(
+        [((0, 0),), ((0, 0),), ((0, 0), (1, 0), (2, 0)), ((0, 2),), ((1, 2), (3, 0))]
+    ),
+    n_top=st.sampled_from([None, None, 0, 20]),
 )
 
 
@@ -68,22 +111,23 @@ class ScriptedEngine:
         self.n_running += 1
         try:
             await trio.sleep(script.accepts_after_s)
-            yield Accepted(bytes(32), 5, 0, 4096, max(1, script.n_tokens), "tp/1", 10, 0)
+            yield Accepted(DIGEST, 5, 0, 4096, max(1, script.n_tokens), "tp/1", 10, 0)
             for index in range(script.n_tokens):
                 if index == script.fails_at:
                     raise script.error
                 if index == script.requeued_at:
                     yield Alive(Phase.REQUEUED, 0.0, 1)
                 await trio.sleep(script.interval_s)
-                yield Tokens(0, index, (index,), (piece_of(prompt, index),))
-            end = (ChoiceEnd(0, EogStop(2)),)
-            yield Finished(end, Usage(5, 0, script.n_tokens), Timings(0, 0, 0))
+                for tokens in script.tokens_at(prompt, index):
+                    yield tokens
+            ends = tuple(ChoiceEnd(choice, EogStop(2)) for choice, _ in script.starts)
+            yield Finished(ends, Usage(5, 0, script.n_new), Timings(0, 0, 0))
         finally:
             self.n_running -= 1
 
 
-def piece_of(prompt: str, index: int) -> bytes:
-    return f"{prompt}.{index} ".encode()
+def piece_of(prompt: str, choice: int, index: int) -> bytes:
+    return f"{prompt}.{choice}.{index} ".encode()
 
 
 # ---------------------------------------------------------------- what the wire can do

@@ -30,8 +30,8 @@ from tokenplace.peer.admission import Admission, Place, bucket_of
         ("169.254.1.2", "169.254.1.2"),
         ("fd00::1", "fd00::1"),
         ("fe80::1%eth0", "fe80::1%eth0"),
-        ("", ""),
-        ("not an address", ""),
+        ("", "?"),
+        ("not an address", "?"),
     ],
 )
 def test_the_bucket_of_an_address(remote_ip: str, bucket: str) -> None:

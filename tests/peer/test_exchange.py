@@ -1,4 +1,5 @@
-"""The table, entry by entry, and what it does not say: tokens, chunks, deadlines.
+"""The table, entry by entry, and what it does not say: chunks, deadlines. What is in frames is in
+test_contents.py.
 
 Start at `test_every_state_takes_what_the_table_says`.
 """
@@ -8,23 +9,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.peer import write_exchange
-from tokenplace import defaults
-from tokenplace.errors import DonorBusy, RemoteProtocolError
-from tokenplace.generation import (
-    Accepted,
-    Alive,
-    ChoiceEnd,
-    Finished,
-    LengthStop,
-    Phase,
-    Timings,
-    Tokens,
-    Usage,
+from tests.peer.exchanges import (
+    ACCEPTED,
+    ALIVE,
+    ENDS,
+    ERROR,
+    FINISHED,
+    REQUEUED,
+    ROLES,
+    after,
+    asked,
+    tokens,
 )
+from tokenplace import defaults
+from tokenplace.errors import RemoteProtocolError
+from tokenplace.generation import Accepted
 from tokenplace.peer.exchange import (
     DONOR,
     REQUESTER,
@@ -36,36 +37,6 @@ from tokenplace.peer.exchange import (
     input_of,
 )
 from tokenplace.peer.frames import Frame
-
-ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 2000, 0)
-ALIVE = Alive(Phase.PREFILL, 0.5, 0)
-REQUEUED = Alive(Phase.REQUEUED, 0.0, 1)
-END = ChoiceEnd(0, LengthStop())
-FINISHED = Finished((END,), Usage(5, 0, 1), Timings(0, 0, 0))
-ERROR = DonorBusy()
-ENDS = {State.FINISHED, State.FAILED, State.LOST, State.CANCELLED}
-ROLES = pytest.mark.parametrize("table", [REQUESTER, DONOR], ids=["requester", "donor"])
-BEGIN = {id(REQUESTER): Input.OPENED, id(DONOR): Input.REQUEST}
-
-
-def tokens(index: int, n_tokens: int = 1, choice: int = 0) -> Tokens:
-    return Tokens(choice, index, (7,) * n_tokens, (b"x",) * n_tokens)
-
-
-def asked(table: Table = REQUESTER, now: float = 0.0) -> Exchange:
-    exchange = Exchange(table, now)
-    exchange.on(BEGIN[id(table)], now)
-    assert exchange.state is State.ASKED
-    return exchange
-
-
-def after(*frames: Frame, max_tokens: int | None = None) -> Exchange:
-    exchange = asked()
-    exchange.limit_tokens(max_tokens)
-    for frame in frames:
-        exchange.take(frame, 0.0)
-    return exchange
-
 
 # ---------------------------------------------------------------- the tables
 
@@ -157,48 +128,7 @@ def test_the_page_shows_these_tables() -> None:
     assert write_exchange.with_tables(page) == page
 
 
-# ---------------------------------------------------------------- tokens and chunks
-
-
-@ROLES
-def test_tokens_of_a_choice_are_contiguous(table: Table) -> None:
-    exchange = asked(table)
-    for frame in (ACCEPTED, tokens(0, 2), ALIVE, tokens(2), REQUEUED, tokens(3, 3)):
-        exchange.take(frame, 0.0)
-    for index in (0, 5, 7):
-        with pytest.raises(RemoteProtocolError):
-            exchange.take(tokens(index), 0.0)
-    exchange.take(tokens(6), 0.0)
-
-
-def test_only_the_choice_asked_for() -> None:
-    with pytest.raises(RemoteProtocolError):
-        after(ACCEPTED, tokens(0, choice=1))
-    for choices in ((), (END, END), (ChoiceEnd(1, LengthStop()),)):
-        with pytest.raises(RemoteProtocolError):
-            after(ACCEPTED, Finished(choices, FINISHED.usage, FINISHED.timings))
-
-
-def test_no_more_tokens_than_promised_nor_than_asked_for() -> None:
-    exchange = after(ACCEPTED, tokens(0, 10))
-    with pytest.raises(RemoteProtocolError):
-        exchange.take(tokens(10), 0.0)
-    after(ACCEPTED, max_tokens=10)
-    with pytest.raises(RemoteProtocolError):
-        after(ACCEPTED, max_tokens=9)
-    for max_new in (0, defaults.MAX_NEW_TOKENS + 1):
-        with pytest.raises(RemoteProtocolError):
-            after(Accepted(bytes(32), 5, 0, 4096, max_new, "tp/1", 0, 0))
-
-
-def test_an_answer_is_bounded_in_bytes() -> None:
-    accepted = Accepted(bytes(32), 5, 0, 4096, defaults.MAX_NEW_TOKENS, "tp/1", 0, 0)
-    exchange = after(accepted)
-    piece = bytes(8192)
-    n_pieces = defaults.MAX_ANSWER_BYTES // len(piece)
-    exchange.take(Tokens(0, 0, (7,) * n_pieces, (piece,) * n_pieces), 0.0)
-    with pytest.raises(RemoteProtocolError):
-        exchange.take(Tokens(0, n_pieces, (7,), (b"x",)), 0.0)
+# ---------------------------------------------------------------- chunks
 
 
 def test_the_end_stands_last_in_the_final_chunk_and_nowhere_else() -> None:
@@ -215,31 +145,6 @@ def test_the_end_stands_last_in_the_final_chunk_and_nowhere_else() -> None:
     for frames in ([], [ALIVE]):
         with pytest.raises(RemoteProtocolError):
             after(ACCEPTED).take_chunk(frames, 0.0, is_final=True)
-
-
-FRAMES = st.sampled_from([ACCEPTED, ALIVE, REQUEUED, FINISHED, ERROR]) | st.builds(
-    tokens, st.integers(0, 11), st.integers(1, 3)
-)
-
-
-@given(st.lists(FRAMES, max_size=12))
-def test_whatever_comes_what_passes_is_an_answer(frames: list[Frame]) -> None:
-    exchange = asked()
-    passed: list[Frame] = []
-    for frame in frames:
-        try:
-            exchange.take(frame, 0.0)
-        except RemoteProtocolError:
-            continue
-        passed.append(frame)
-    ids = [len(frame.ids) for frame in passed if isinstance(frame, Tokens)]
-    starts = [frame.index for frame in passed if isinstance(frame, Tokens)]
-    assert starts == [sum(ids[:n]) for n in range(len(ids))]
-    assert sum(ids) <= ACCEPTED.max_new
-    assert passed.count(ACCEPTED) <= 1
-    if passed and passed[0] != ERROR:
-        assert passed[0] == ACCEPTED
-    assert all(frame not in (FINISHED, ERROR) for frame in passed[:-1])
 
 
 # ---------------------------------------------------------------- deadlines

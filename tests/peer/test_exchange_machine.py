@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.peer.exchange_lab import ALICE, BOB, Lab, make_request, text_of
+from tests.peer.exchange_lab import ALICE, BOB, Lab, text_of
 from tests.peer.mischief import (
     CIRCUMSTANCES,
     MISHAPS,
@@ -67,9 +67,15 @@ class Asked:
     error: TokenplaceError | None = None
     is_over: bool = False
 
-    @property
-    def whole_text(self) -> bytes:
-        return b"".join(piece_of(self.prompt, n) for n in range(self.script.n_tokens))
+    def whole_texts(self) -> dict[int, bytes]:
+        """By choice: what there is to come of it."""
+        script = self.script
+        return {
+            choice: b"".join(
+                piece_of(self.prompt, choice, n) for n in range(start, script.n_tokens)
+            )
+            for choice, start in script.starts
+        }
 
 
 class ExchangeMachine(RuleBasedStateMachine):
@@ -107,15 +113,21 @@ class ExchangeMachine(RuleBasedStateMachine):
 
     @initialize(
         interval_s=st.sampled_from([0.3, 1.0, 3.0]),
+        starts=st.sampled_from([((0, 0),), ((0, 0), (1, 0)), ((2, 3), (0, 0))]),
         window=st.sampled_from([700, 1 << 18]),
         fails_at=st.sampled_from([None, None, 5]),
         harm=st.lists(MISHAPS, max_size=1),
     )
     def begin_an_answer(
-        self, interval_s: float, window: int, fails_at: int | None, harm: list[Mishap]
+        self,
+        interval_s: float,
+        starts: tuple[tuple[int, int], ...],
+        window: int,
+        fails_at: int | None,
+        harm: list[Mishap],
     ) -> None:
         """Mischief seldom waits until an answer has begun; so here is one."""
-        script = Script(0.0, 12, interval_s, fails_at, DonorBusy(), None)
+        script = Script(0.0, 12, interval_s, fails_at, DonorBusy(), None, starts)
         self.ask(script, Circumstances("good", "good", True, window, (True, True), ([], [])))
         self.loop.sleep(3.5)
         self.pipe(is_answer=True).mishaps.extend(harm)
@@ -154,7 +166,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             remote = self.lab.remote(self.target_of(given.sealed_to), renew, open_stream)
             with asked.scope:
                 try:
-                    async with remote.generate(make_request(asked.prompt)) as events:
+                    async with remote.generate(script.request(asked.prompt)) as events:
                         async for event in events:
                             asked.events.append(event)
                 except TokenplaceError as error:  # anything else would crash the loop
@@ -278,12 +290,14 @@ class ExchangeMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_reads_what_was_not_generated(self) -> None:
         for asked in self.asked:
-            text = text_of(asked.events)
-            assert asked.whole_text.startswith(text)
+            texts = {choice: text_of(asked.events, choice) for choice in range(5)}
+            whole = asked.whole_texts()
+            for choice, text in texts.items():
+                assert whole.get(choice, b"").startswith(text)
             ends = [event for event in asked.events if isinstance(event, Finished)]
             if ends:
                 assert asked.events[-1] is ends[0]
-                assert text == asked.whole_text
+                assert {choice: texts[choice] for choice in whole} == whole
             if asked.is_over:
                 is_given_up = asked.error is not None or asked.scope.cancel_called
                 assert bool(ends) or is_given_up, "a quiet end"

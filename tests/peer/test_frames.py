@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from tokenplace.generation import (
     EogStop,
     Event,
     Finished,
+    GrammarStop,
     LengthStop,
+    Logprob,
     Phase,
     StringStop,
     Timings,
     Tokens,
+    TopToken,
     Usage,
 )
 from tokenplace.peer.frames import FinalDonorError, decode_frames, encode_frame
@@ -45,21 +49,31 @@ STOPS = (
     st.builds(EogStop, U32)
     | st.builds(StringStop, st.text(st.characters(exclude_categories=["Cs"]), max_size=64))
     | st.just(LengthStop())
+    | st.just(GrammarStop())
 )
-TOKENS = st.lists(st.tuples(U32, st.binary(max_size=40)), min_size=1, max_size=20).flatmap(
-    lambda pairs: st.builds(
-        Tokens,
-        U32,
-        U32,
-        st.just(tuple(token_id for token_id, _ in pairs)),
-        st.just(tuple(piece for _, piece in pairs)),
-    )
+PIECES = st.binary(max_size=40)
+LOGS = st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False)
+LOGPROBS = st.builds(
+    Logprob, LOGS, st.lists(st.builds(TopToken, U32, PIECES, LOGS), max_size=20).map(tuple)
 )
+
+
+@st.composite
+def tokens(draw: st.DrawFn) -> Tokens:
+    n = draw(st.integers(1, 20))
+    ids = draw(st.lists(U32, min_size=n, max_size=n))
+    pieces = draw(st.lists(PIECES, min_size=n, max_size=n))
+    logprobs: list[Logprob] = []
+    if n <= 5 and draw(st.booleans()):
+        logprobs = draw(st.lists(LOGPROBS, min_size=n, max_size=n))
+    return Tokens(draw(U32), draw(U32), tuple(ids), tuple(pieces), tuple(logprobs))
+
+
 DIGESTS = st.binary(min_size=32, max_size=32)
 EVENTS: st.SearchStrategy[Event] = (
     st.builds(Accepted, DIGESTS, U32, U32, U32, U32, st.just("tp/1"), U32, U32, st.just(""))
     | st.builds(Alive, st.sampled_from(Phase), st.floats(0, 1), U32)
-    | TOKENS
+    | tokens()
     | st.builds(
         Finished,
         st.lists(st.builds(ChoiceEnd, U32, STOPS), max_size=3).map(tuple),
@@ -92,6 +106,29 @@ def test_vectors(vector: dict[str, Any]) -> None:
         outcome = "success"
         assert [plain(msgpack.unpackb(encode_frame(f))) for f in frames] == vector["means"]
     assert outcome == vector["expect"]
+
+
+def test_log_probabilities_cross_as_float32() -> None:
+    sent = Tokens(0, 0, (1,), (b"x",), (Logprob(-0.1, (TopToken(1, b"x", -0.1),)),))
+    (received,) = decode_frames(encode_frame(sent))
+    assert isinstance(received, Tokens)
+    (logprob,) = received.logprobs
+    assert logprob.logprob == logprob.top[0].logprob == pytest.approx(-0.1)
+    assert logprob.logprob != -0.1
+    bare = len(encode_frame(dataclasses.replace(sent, logprobs=())))
+    assert len(encode_frame(sent)) - bare == len("logprobs") + 1 + 2 + 5 + 1 + 1 + 1 + 3 + 5
+
+
+def test_the_largest_end_fits_the_reserve() -> None:
+    stop = StringStop("s" * defaults.MAX_STOP_STRING_BYTES)
+    ends = tuple(ChoiceEnd(choice, stop) for choice in range(defaults.MAX_CHOICES))
+    most = (1 << 32) - 1
+    end = encode_frame(Finished(ends, Usage(most, most, most), Timings(most, most, most)))
+    accepted = encode_frame(Accepted(bytes(32), most, most, most, most, "s" * 32, most, most))
+    assert len(end) + len(accepted) <= defaults.CHUNK_RESERVE_BYTES
+    numbers = {"n" * 63 + str(n): -(1 << 53) for n in range(8)}
+    error = DonorBusy("\U0001f600" * 600, param="\U0001f600" * 64, numbers=numbers)
+    assert len(encode_frame(error)) + len(accepted) <= defaults.CHUNK_RESERVE_BYTES
 
 
 @pytest.mark.parametrize("kind", DONOR_ERRORS.values())

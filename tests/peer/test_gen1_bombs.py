@@ -59,3 +59,24 @@ def test_what_stands_in_strings_is_not_counted(text: str) -> None:
     assert parse_body(body_of(nested)).input == TextInput("x")
     with pytest.raises(InvalidRequest, match="deep"):
         parse_body(body_of(f"[{nested}]"))
+
+
+def tools(schema: str, n: int) -> bytes:
+    some = [{"name": f"t{i}", "parameters": schema} for i in range(n)]
+    messages = [{"role": "user", "content": "x"}]
+    return json.dumps({"messages": messages, "tools": some}).encode()
+
+
+def test_schemas_and_body_share_the_parts() -> None:
+    schema = '{"enum":[' + "0," * (defaults.MAX_BODY_PARTS * 2 // 5) + "0]}"
+    assert parse_body(tools(schema, 2))
+    with pytest.raises(InvalidRequest, match="too many parts") as refusal:
+        parse_body(tools(schema, 3))
+    assert refusal.value.param == "tools[2].parameters"
+
+
+@pytest.mark.parametrize("schema", ["[" * 65_000, '{"a":' * 10_000, "{" + '"a":{},' * 5_000 + "}"])
+def test_schemas_that_are_bombs_are_refused(schema: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        parse_body(tools(schema, 1))
+    assert refusal.value.param == "tools[0].parameters"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.peer.exchange_lab import make_request
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, DonorInternalError
 from tokenplace.generation import (
@@ -13,9 +14,11 @@ from tokenplace.generation import (
     Event,
     Finished,
     LengthStop,
+    Logprob,
     Phase,
     Timings,
     Tokens,
+    TopToken,
     Usage,
 )
 from tokenplace.peer.exchange import REQUESTER, Exchange, Input
@@ -24,12 +27,13 @@ from tokenplace.peer.outbox import Outbox
 from tokenplace.sealing.answer import MAX_FRAMES_BYTES
 
 ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 1000, "tp/1", 10, 0)
-FINISHED = Finished((ChoiceEnd(0, LengthStop()),), Usage(5, 0, 1), Timings(0, 0, 0))
+REST = Usage(5, 0, 1), Timings(0, 0, 0)
+FINISHED = Finished((ChoiceEnd(0, LengthStop()),), *REST)
 TICK = defaults.TOKEN_TICK_S
 
 
-def token(index: int, piece: bytes = b"x") -> Tokens:
-    return Tokens(0, index, (index,), (piece,))
+def token(index: int, piece: bytes = b"x", choice: int = 0) -> Tokens:
+    return Tokens(choice, index, (index,), (piece,))
 
 
 def taken(outbox: Outbox, now: float) -> tuple[list[object], bool]:
@@ -163,6 +167,65 @@ def test_tokens_over_a_chunk_leave_in_several_at_once() -> None:
     assert sizes == [2, 2, 1]
 
 
+def test_choices_leave_together_each_in_a_frame() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(token(0), 1.0)
+    taken(outbox, 1.0)
+    for event in (token(3, choice=2), token(1), token(4, choice=2), token(2)):
+        outbox.put(event, 1.01)
+    assert outbox.due_at == pytest.approx(1.0 + TICK)
+    both = [Tokens(2, 3, (3, 4), (b"x",) * 2), Tokens(0, 1, (1, 2), (b"x",) * 2)]
+    assert taken(outbox, outbox.due_at) == (both, False)
+
+
+def test_the_choice_that_is_furthest_shows_the_progress() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(Tokens(1, 400, (1,) * 100, (b"",) * 100), 1.0)
+    outbox.put(token(0), 1.0)
+    taken(outbox, 1.0)
+    assert taken(outbox, outbox.due_at) == ([Alive(Phase.DECODE, 0.5, 0)], False)
+
+
+def likely(index: int, choice: int = 0, piece: bytes = b"word") -> Tokens:
+    """A token with as many likely ones, and as many bytes in their numbers, as there may be."""
+    top = TopToken((1 << 32) - 1, piece, -1.5)
+    logprob = Logprob(-0.5, (top,) * defaults.MAX_TOP_LOGPROBS)
+    return Tokens(choice, index, ((1 << 32) - 1,), (piece,), (logprob,))
+
+
+def test_the_most_log_probabilities_leave_in_several_chunks_at_once() -> None:
+    """Of nearly every choice there may be, six steps within a tick."""
+    outbox, n_steps = accepted_at(0.0), 6
+    outbox.put(likely(0, defaults.MAX_CHOICES - 1), 0.0)
+    taken(outbox, 0.0)
+    for step in range(n_steps):
+        for choice in range(defaults.MAX_CHOICES - 1):
+            outbox.put(likely(step, choice), 0.01)
+    assert outbox.due_at == 0.01
+    outbox.put(FINISHED, 0.01)
+    received: list[object] = []
+    n_chunks, is_final = 0, False
+    while not is_final:
+        assert outbox.due_at == 0.01
+        frames, is_final = outbox.take(0.01)
+        assert len(frames) <= MAX_FRAMES_BYTES
+        received += decode_frames(frames)
+        n_chunks += 1
+    assert n_chunks > 2
+    assert received.pop() == FINISHED
+    for choice in range(defaults.MAX_CHOICES - 1):
+        own = [frame for frame in received if isinstance(frame, Tokens) and frame.choice == choice]
+        assert [index for t in own for index in range(t.index, t.index + len(t.ids))] == [*range(6)]
+        assert [each for t in own for each in t.logprobs] == [*likely(0).logprobs] * n_steps
+
+
+def test_likely_tokens_that_fit_no_chunk_are_an_internal_error() -> None:
+    outbox = accepted_at(0.0)
+    outbox.put(likely(0, piece=bytes(400)), 0.0)
+    with pytest.raises(DonorInternalError):
+        outbox.put(likely(1, piece=bytes(600)), 0.0)
+
+
 def test_requeued_is_said_at_once_and_once() -> None:
     outbox = accepted_at(0.0)
     outbox.put(Alive(Phase.REQUEUED, 0.0, 2), 1.0)
@@ -177,25 +240,24 @@ def test_a_token_that_fits_no_chunk_is_an_internal_error() -> None:
         outbox.put(token(0, bytes(MAX_FRAMES_BYTES)), 0.0)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0, 0.2),
-            st.lists(st.binary(max_size=3000), min_size=1, max_size=12)
-            | st.sampled_from([Phase.PREFILL, Phase.REQUEUED]),
-        ),
-        max_size=30,
-    )
+PIECES = st.lists(st.binary(max_size=3000), min_size=1, max_size=12)
+STEPS = st.tuples(
+    st.floats(0, 0.2),
+    st.tuples(st.integers(0, 3), PIECES) | st.sampled_from([Phase.PREFILL, Phase.REQUEUED]),
 )
+
+
+@given(st.lists(STEPS, max_size=30), st.sampled_from([None, 0, 3]))
 def test_whatever_goes_in_comes_out_in_order_and_in_time(
-    steps: list[tuple[float, list[bytes] | Phase]],
+    steps: list[tuple[float, tuple[int, list[bytes]] | Phase]], n_top: int | None
 ) -> None:
     outbox, exchange = Outbox(0.0), Exchange(REQUESTER, 0.0)
+    exchange.expect(make_request(n=4, top_logprobs=n_top))
     exchange.on(Input.OPENED, 0.0)
-    now, n_tokens = 0.0, 0
+    now = 0.0
     outbox.put(ACCEPTED, now)
-    sent: list[bytes] = []
-    received: list[bytes] = []
+    sent: dict[int, list[bytes]] = {choice: [] for choice in range(4)}
+    received: dict[int, list[bytes]] = {choice: [] for choice in range(4)}
 
     def send_until(until: float) -> bool:
         while outbox.due_at <= until:
@@ -203,7 +265,9 @@ def test_whatever_goes_in_comes_out_in_order_and_in_time(
             assert len(frames) <= MAX_FRAMES_BYTES
             events = decode_frames(frames)
             exchange.take_chunk(events, outbox.due_at, is_final=is_final)
-            received.extend(p for e in events if isinstance(e, Tokens) for p in e.pieces)
+            for event in events:
+                if isinstance(event, Tokens):
+                    received[event.choice] += event.pieces
             if is_final:
                 return True
         return False
@@ -214,10 +278,16 @@ def test_whatever_goes_in_comes_out_in_order_and_in_time(
         if isinstance(step, Phase):
             event: Event = Alive(step, 0.5, 1)
         else:
-            event = Tokens(0, n_tokens, (1,) * len(step), tuple(step))
-            n_tokens += len(step)
-            sent += step
+            choice, pieces = step
+            logprobs = () if n_top is None else (logprob(n_top),) * len(pieces)
+            index = len(sent[choice])
+            event = Tokens(choice, index, (1,) * len(pieces), tuple(pieces), logprobs)
+            sent[choice] += pieces
         outbox.put(event, now)
-    outbox.put(FINISHED, now)
+    outbox.put(Finished(tuple(ChoiceEnd(c, LengthStop()) for c in range(4)), *REST), now)
     assert send_until(now)
     assert received == sent
+
+
+def logprob(n_top: int) -> Logprob:
+    return Logprob(-0.5, tuple(TopToken(n, bytes(n), -1.0) for n in range(n_top)))

@@ -26,17 +26,22 @@ def test_requests(vector: dict[str, Any]) -> None:
     payload = bytes.fromhex(vector["payload"])
     if vector["expect"] == "success":
         fields = {"v": 1, **asdict(decode_request(payload))}
-        assert not fields.pop("has_resume")
-        fields["requires"] = list(fields["requires"])
-        assert plain(fields) == vector["means"]
+        assert plain(json_like(fields)) == vector["means"]
     elif vector["expect"] == "unsupported":
         request = decode_request(payload)  # its answer is sealed
         with pytest.raises(Unsupported):
-            to_generate_request(request)
+            to_generate_request(request, "")
     else:
         with pytest.raises(TokenplaceError) as refused:
             decode_request(payload)
         assert refused.value.code == vector["expect"]
+
+
+def json_like(value: Any) -> Any:
+    """Tuples as lists."""
+    if isinstance(value, dict):
+        return {key: json_like(inner) for key, inner in value.items()}
+    return [json_like(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_refusal(answer: bytes) -> Refusal:

@@ -31,19 +31,23 @@ from tokenplace.errors import (
     StaleEpoch,
     TokenplaceError,
     UnknownKey,
-    Unsupported,
 )
 from tokenplace.generation import (
     Accepted,
     Alive,
+    ChoiceEnd,
     EogStop,
     Event,
     Finished,
     GenerateRequest,
+    GrammarStop,
+    Logprob,
     Phase,
     Resume,
     SamplingParams,
+    Timings,
     Tokens,
+    Usage,
 )
 from tokenplace.peer.requester import SealTarget
 
@@ -340,6 +344,10 @@ class Unruly:
         (ACCEPTED, TOKEN, TOKEN),
         (ACCEPTED, Tokens(0, 0, (1,) * 11, (b"",) * 11)),
         (ACCEPTED, Tokens(0, 0, (1,), (bytes(20_000),))),
+        (ACCEPTED, Tokens(1, 0, (1,), (b"x",))),
+        (ACCEPTED, Tokens(0, 0, (1,), (b"x",), (Logprob(-1.0),))),
+        (ACCEPTED, Finished((), Usage(5, 0, 0), Timings(0, 0, 0))),
+        (ACCEPTED, Finished((ChoiceEnd(0, GrammarStop()),), Usage(5, 0, 0), Timings(0, 0, 0))),
     ],
 )
 async def test_an_engine_that_breaks_the_order_is_an_internal_error(
@@ -356,7 +364,7 @@ async def test_an_engine_that_breaks_the_order_is_an_internal_error(
         ({"artifact": "cd" * 32}, ModelNotOffered),
         ({"artifact": "tiny"}, BadFormat),
         ({"sampling": SamplingParams(temperature=3)}, InvalidRequest),
-        ({"resume": (Resume(0, (1,)),)}, Unsupported),
+        ({"resume": (Resume(0, (1,)),)}, BadFormat),  # without the prompt's digest
     ],
 )
 async def test_a_request_that_cannot_be_served_is_told_why(

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.peer import write_advert_vectors, write_request_vectors, write_vectors
+from tests.peer import (
+    write_advert_vectors,
+    write_gen1_vectors,
+    write_request_vectors,
+    write_vectors,
+)
 from tokenplace.errors import ErrorCode
 
 FOLDER = Path(__file__).resolve().parent.parent / "vectors"
@@ -40,10 +45,12 @@ def values_of(name: str, data: Any) -> Iterator[Any]:
 def test_the_writers_write_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_vectors, "PATH", tmp_path / "frames.json")
     monkeypatch.setattr(write_advert_vectors, "PATH", tmp_path / "adverts.json")
+    monkeypatch.setattr(write_gen1_vectors, "PATH", tmp_path / "gen1.json")
     monkeypatch.setattr(write_request_vectors, "FOLDER", tmp_path)
-    for writer in (write_vectors, write_advert_vectors, write_request_vectors):
+    writers = (write_vectors, write_advert_vectors, write_gen1_vectors, write_request_vectors)
+    for writer in writers:
         writer.main()
     written = sorted(tmp_path.iterdir())
-    assert len(written) == 4
+    assert len(written) == 5
     for path in written:
         assert path.read_bytes() == (FOLDER / path.name).read_bytes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import tracemalloc
 from typing import Any
@@ -23,7 +24,18 @@ from tokenplace.errors import (
     UnknownKey,
     Unsupported,
 )
-from tokenplace.generation import Resume
+from tokenplace.features import Requirement
+from tokenplace.generation import (
+    ChatInput,
+    ChatMessage,
+    JsonObject,
+    JsonSchema,
+    Resume,
+    SamplingParams,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from tokenplace.peer.wire import (
     REFUSALS,
     Refusal,
@@ -36,7 +48,23 @@ from tokenplace.peer.wire import (
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES
 
 EPOCH, SECRET, REPLY_KEY = b"e" * 8, b"s" * 32, b"k" * PUBLIC_KEY_BYTES
-REQUEST = make_request(model="", template="cd" * 32, attempt=2, max_tokens=5, stop=("x",))
+BUCKET = "203.0.113.0/24"
+REQUEST = make_request(
+    model="", template="cd" * 32, attempt=2, max_tokens=5, stop=("x",), bucket=BUCKET
+)
+RICH: list[dict[str, Any]] = [
+    {"n": 16, "top_logprobs": 20, "output": JsonSchema("{}")},
+    {"sampling": SamplingParams(typical_p=0.5, logit_bias=((7, -1.5),))},
+    {"n": 3, "resume": (Resume(2, (1, 2**32 - 1)), Resume(0, ())), "prompt_digest": b"d" * 32},
+    {
+        "input": ChatInput(
+            (ChatMessage("tool", "x", (), "call_1", "look_up"),),
+            (Tool("look_up", "", "{}"),),
+            ToolChoice.REQUIRED,
+            parallel_tool_calls=False,
+        )
+    },
+]
 FIELDS: dict[str, Any] = msgpack.unpackb(encode_request(REQUEST, EPOCH, SECRET, REPLY_KEY))
 
 
@@ -47,7 +75,53 @@ def payload(**changes: object) -> bytes:
 def test_a_request_arrives_as_it_was() -> None:
     request = decode_request(encode_request(REQUEST, EPOCH, SECRET, REPLY_KEY))
     assert (request.epoch, request.resp_secret, request.reply_key) == (EPOCH, SECRET, REPLY_KEY)
-    assert to_generate_request(request) == REQUEST
+    assert to_generate_request(request, BUCKET) == REQUEST
+    for changes in RICH:
+        asked = dataclasses.replace(REQUEST, **changes)
+        sent = decode_request(encode_request(asked, EPOCH, SECRET, REPLY_KEY))
+        assert to_generate_request(sent, BUCKET) == asked
+
+
+def requires(**changes: object) -> list[str]:
+    asked = dataclasses.replace(REQUEST, **changes)  # type: ignore[arg-type]
+    sent = msgpack.unpackb(encode_request(asked, EPOCH, SECRET, REPLY_KEY))
+    names: list[str] = sent["requires"]
+    return names
+
+
+def test_what_an_older_donor_would_pass_over_is_required() -> None:
+    chat = ChatInput((ChatMessage("user", "x"),))
+    assert requires() == requires(input=chat) == requires(max_tokens=1, ignore_eog=True) == []
+    assert requires(n=2) == ["choices"]
+    assert requires(top_logprobs=0) == ["logprobs"]
+    assert requires(output=JsonObject()) == ["grammar"]
+    assert requires(resume=(Resume(0, ()),), prompt_digest=bytes(32)) == ["resume"]
+    assert requires(sampling=SamplingParams(repeat_last_n=5)) == []
+    for sampling in (
+        SamplingParams(typical_p=0.9),
+        SamplingParams(repeat_penalty=1.1),
+        SamplingParams(presence_penalty=-1),
+        SamplingParams(frequency_penalty=1),
+        SamplingParams(logit_bias=((7, 0.0),)),
+    ):
+        assert requires(sampling=sampling) == ["penalties"]
+    for with_tools in (
+        dataclasses.replace(chat, tools=(Tool("look_up", "", "{}"),)),
+        ChatInput((ChatMessage("assistant", "", (ToolCall("1", "look_up", "{}"),)),)),
+        ChatInput((ChatMessage("tool", "x"),)),
+    ):
+        assert requires(input=with_tools) == ["tools"]
+    everything = {name: value for changes in RICH for name, value in changes.items()}
+    assert set(requires(**everything)) == set(Requirement)
+
+
+def test_a_donor_knows_every_requirement_and_no_other() -> None:
+    known = decode_request(payload(requires=[*Requirement] * 2))
+    assert to_generate_request(known, BUCKET) == REQUEST
+    for name in ("Tools", "tools ", "", "~tools"):
+        request = decode_request(payload(requires=[*Requirement, name]))
+        with pytest.raises(Unsupported):
+            to_generate_request(request, BUCKET)
 
 
 def test_the_models_local_name_stays_here() -> None:
@@ -163,7 +237,7 @@ def test_garbage_is_bad_format(data: bytes) -> None:
 )
 def test_a_damaged_request_is_a_declared_error(data: bytes) -> None:
     try:
-        request = to_generate_request(decode_request(data))
+        request = to_generate_request(decode_request(data), BUCKET)
     except (BadFormat, Unsupported, InvalidRequest):
         return
     assert 0 <= request.attempt <= 255
@@ -187,31 +261,37 @@ def test_a_bomb_in_an_unknown_key_takes_no_memory() -> None:
     "changes",
     [
         {"op": "embed"},
-        {"requires": ["tools"]},
-        {"resume": [{"choice": 0, "ids": [1]}]},
-        {"resume": 0},
+        {"requires": ["of later"]},
     ],
 )
 def test_what_this_version_lacks_is_unsupported(changes: dict[str, object]) -> None:
     request = decode_request(payload(**changes))
     with pytest.raises(Unsupported):
-        to_generate_request(request)
+        to_generate_request(request, BUCKET)
 
 
-def test_resume_is_sent_and_an_empty_one_asks_for_nothing() -> None:
-    resuming = make_request(resume=(Resume(0, (1, 2)),))
-    fields = msgpack.unpackb(encode_request(resuming, EPOCH, SECRET, REPLY_KEY))
-    assert fields["resume"] == [{"choice": 0, "ids": [1, 2]}]
-    assert to_generate_request(decode_request(payload(resume=[]))) == REQUEST
+@pytest.mark.parametrize("key", ["requires", "resume", "prompt_digest", "v"])
+def test_a_bomb_where_a_list_belongs_takes_no_memory(key: str) -> None:
+    size = 1 << 20
+    bomb = b"\x91" * 3 + b"\xdd" + size.to_bytes(4, "big") + b"\x90" * size
+    fields = {name: value for name, value in FIELDS.items() if name != key}
+    data = msgpack.packb(fields)
+    data = bytes([data[0] + 1]) + data[1:] + msgpack.packb(key) + bomb
+    tracemalloc.start()
+    with pytest.raises(BadFormat):
+        decode_request(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * len(data)
 
 
 def test_a_bad_body_is_judged_last() -> None:
     request = decode_request(payload(body=b"{}"))
     with pytest.raises(InvalidRequest):
-        to_generate_request(request)
+        to_generate_request(request, BUCKET)
     too_big = decode_request(payload(body=bytes(defaults.MAX_BODY_BYTES + 1)))
     with pytest.raises(RequestTooBig):
-        to_generate_request(too_big)
+        to_generate_request(too_big, BUCKET)
 
 
 @pytest.mark.parametrize("error", [UnknownKey(), StaleEpoch(), RequestTooBig(), BadFormat("x")])

@@ -34,24 +34,45 @@ REQUEST: dict[str, Any] = {
     "body": b'{"prompt":"x"}',
 }
 UNKNOWN: dict[str, Any] = {"credential": b"c" * 99, "of later": [{"a": [None, 1.5]}], "x": "y" * 99}
-RESUME = [{"choice": 0, "ids": [1, 2]}]
+IDS = b"\1\0\0\0\x70\x11\1\0"
+RESUME = [{"choice": 0, "ids": IDS}]
+DIGEST = bytes(range(100, 132))
+NOTHING_RESUMED: dict[str, Any] = {"resume": [], "prompt_digest": b""}
+KNOWN = ["choices", "grammar", "logprobs", "penalties", "resume", "tools"]
 
 RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("the smallest", {}),
     ("without a template", {"template": ""}),
     ("an epoch of zeros", {"epoch": bytes(8)}),
     ("the last attempt", {"attempt": 255}),
+    ("every requirement there is", {"requires": KNOWN}),
+    ("a requirement twice", {"requires": ["tools", "tools"]}),
     ("an empty resume asks for nothing", {"resume": []}),
+    ("a digest without a resume means nothing", {"prompt_digest": bytes(3)}),
     ("unknown keys", UNKNOWN),
     ("grease of any type", {"~a": None, "~b": {"~c": [b"\0", -1, 1 << 63]}, "~d": 0.5}),
     ("a body that only gen/1 can judge", {"body": b"{}"}),
 ]
+RESUMING: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
+    ("a resume", RESUME, [{"choice": 0, "ids": [1, 70000]}]),
+    (
+        "a resume of two choices, nothing of one yet",
+        [{"ids": IDS[:4], "choice": 15}, {"choice": 3, "ids": b""}],
+        [{"choice": 15, "ids": [1]}, {"choice": 3, "ids": []}],
+    ),
+    (
+        "a resume with unknown keys and grease",
+        [{"choice": 0, "x": [1], "ids": b"\xff" * 4, "~a": {"~b": None}}],
+        [{"choice": 0, "ids": [4294967295]}],
+    ),
+]
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("another op", {"op": "embed"}),
-    ("an unknown requirement", {"requires": ["tools"]}),
+    ("an unknown requirement", {"requires": ["of later"]}),
+    ("an unknown one among known ones", {"requires": [*KNOWN, "of later"]}),
+    ("a requirement in capitals", {"requires": ["TOOLS"]}),
+    ("an empty requirement", {"requires": [""]}),
     ("grease as a requirement", {"requires": ["~tools"]}),
-    ("a resume", {"resume": RESUME}),
-    ("a resume that is none", {"resume": 0}),
 ]
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("version 2", {"v": 2}),
@@ -75,6 +96,26 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("a date in another form", {"as_of": "20260301"}),
     ("an attempt below 0", {"attempt": -1}),
     ("an attempt over 255", {"attempt": 256}),
+    ("requires nested", {"requires": [["tools"]]}),
+    ("a resume that is none", {"resume": 0}),
+    ("a resume as a map", {"resume": RESUME[0], "prompt_digest": DIGEST}),
+    ("a resume without the prompt's digest", {"resume": RESUME}),
+    ("a prompt's digest of 31 bytes", {"resume": RESUME, "prompt_digest": DIGEST[1:]}),
+    ("a prompt's digest as text", {"resume": RESUME, "prompt_digest": "d" * 32}),
+    *(
+        (f"a resume: {name}", {"resume": resume, "prompt_digest": DIGEST})
+        for name, resume in (
+            ("no map", [0]),
+            ("no choice", [{"ids": IDS}]),
+            ("no ids", [{"choice": 0}]),
+            ("a choice over 15", [{"choice": 16, "ids": IDS}]),
+            ("a choice as a boolean", [{"choice": True, "ids": IDS}]),
+            ("ids as a list", [{"choice": 0, "ids": [1, 2]}]),
+            ("ids that end within one", [{"choice": 0, "ids": IDS[:-1]}]),
+            ("a choice twice", RESUME * 2),
+            ("17 choices", [{"choice": choice, "ids": b""} for choice in range(17)]),
+        )
+    ),
     ("a body as text", {"body": "{}"}),
     ("a body as a map", {"body": {}}),
     ("an extension type", {"v": msgpack.ExtType(1, b"x")}),
@@ -110,7 +151,7 @@ def no_maps() -> list[tuple[str, bytes]]:
 
 
 def request_vectors() -> list[dict[str, Any]]:
-    vectors = []
+    vectors: list[dict[str, Any]] = []
     for expect, cases in (
         ("success", RIGHT),
         ("unsupported", UNSUPPORTED),
@@ -121,8 +162,12 @@ def request_vectors() -> list[dict[str, Any]]:
             vector = {"name": name, "payload": msgpack.packb(fields).hex(), "expect": expect}
             if expect == "success":
                 known = {key: value for key, value in fields.items() if key in REQUEST}
-                vector["means"] = plain(known)
+                vector["means"] = plain(known | NOTHING_RESUMED)
             vectors.append(vector)
+    for name, sent, resume in RESUMING:
+        payload = msgpack.packb(REQUEST | {"resume": sent, "prompt_digest": DIGEST}).hex()
+        means = plain(REQUEST | {"resume": resume, "prompt_digest": DIGEST})
+        vectors.append({"name": name, "payload": payload, "expect": "success", "means": means})
     for name in REQUEST:
         rest = {key: value for key, value in REQUEST.items() if key != name}
         payload = msgpack.packb(rest).hex()
@@ -191,7 +236,7 @@ def main() -> None:
     write(
         "requests.json",
         "docs/protocol.md, section 4: the msgpack map inside a sealed request, in hex. `means`: "
-        "the known keys but `credential` and `resume`; bytes in hex.",
+        "the known keys but `credential`; bytes in hex, the ids of `resume` as numbers.",
         "requests",
         request_vectors(),
     )

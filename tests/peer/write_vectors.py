@@ -33,6 +33,11 @@ TOKENS: dict[str, Any] = {
     "ids": [11, 70000],
     "bytes": [b"gr\xc3", b"\xbc"],
 }
+# Written as float32; both are numbers of either size.
+LOGPROBS: list[Any] = [
+    [-0.5, [[11, b"gr\xc3", -0.5], [12, b"", -3.25]]],
+    [-100.0, []],
+]
 FINISHED: dict[str, Any] = {
     "f": "finished",
     "choices": [{"choice": 0, "stop": {"kind": "eog", "id": 2}}],
@@ -65,10 +70,26 @@ def stops(stop: object) -> dict[str, Any]:
     return FINISHED | {"choices": [{"choice": 0, "stop": stop}]}
 
 
+def likely(*logprobs: object) -> dict[str, Any]:
+    return TOKENS | {"logprobs": list(logprobs)}
+
+
+def top(*entry: object) -> dict[str, Any]:
+    """Of the first of two tokens."""
+    return likely([-0.5, [list(entry)]], [-0.5, []])
+
+
 def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != name}
 
 
+ENDS = [
+    {"choice": 1, "stop": {"kind": "length"}},
+    {"choice": 0, "stop": {"kind": "eog", "id": 2}},
+]
+LOWEST = -(2 - 2**-23) * 2.0**127
+CERTAIN = likely([0.0, []], [-1.0, []])
+VERY_UNLIKELY = likely([LOWEST, []], [0.0, []])
 RIGHT: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
     ("accepted", [ACCEPTED], [ACCEPTED]),
     ("tokens and alive", [TOKENS, ALIVE], [TOKENS, ALIVE]),
@@ -83,8 +104,23 @@ RIGHT: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
         for name, stop in (
             ("stopped at a string", {"kind": "string", "string": "\n\n"}),
             ("stopped at the length", {"kind": "length"}),
+            ("stopped where its form was complete", {"kind": "grammar"}),
         )
     ),
+    (
+        "the ends of two choices",
+        [FINISHED | {"choices": ENDS}],
+        [FINISHED | {"choices": ENDS}],
+    ),
+    ("tokens of another choice", [TOKENS | {"choice": 15}], [TOKENS | {"choice": 15}]),
+    ("log-probabilities", [likely(*LOGPROBS)], [likely(*LOGPROBS)]),
+    ("a log-probability of 0, as an integer", [likely([0, []], [-1, []])], [CERTAIN]),
+    (
+        "20 likely tokens",
+        [likely(*[[-0.5, [[n, b"x", -2.0] for n in range(20)]]] * 2)],
+        [likely(*[[-0.5, [[n, b"x", -2.0] for n in range(20)]]] * 2)],
+    ),
+    ("the lowest log-probability", [likely([LOWEST, []], [0.0, []])], [VERY_UNLIKELY]),
     ("an error", [ERROR], [ERROR]),
     ("the smallest error", [BARE_ERROR], [BARE_ERROR]),
     ("a known code does as the table says", [ERROR | {"retry_elsewhere": True}], [ERROR]),
@@ -121,6 +157,27 @@ WRONG: list[tuple[str, Any]] = [
     ("fewer bytes than ids", TOKENS | {"bytes": [b""]}),
     ("bytes as text", TOKENS | {"bytes": ["a", "b"]}),
     ("ids as a map", TOKENS | {"ids": {}}),
+    ("log-probabilities as a map", TOKENS | {"logprobs": {}}),
+    ("no log-probabilities for two tokens", likely()),
+    ("one log-probability for two tokens", likely([-0.5, []])),
+    ("three log-probabilities for two tokens", likely(*[[-0.5, []]] * 3)),
+    ("a log-probability without its list", likely(-0.5, -0.5)),
+    ("a log-probability with something behind", likely(*[[-0.5, [], 1]] * 2)),
+    ("a log-probability as text", likely(*[["-0.5", []]] * 2)),
+    ("a log-probability as a boolean", likely(*[[False, []]] * 2)),
+    ("a log-probability that is not a number", likely(*[[float("nan"), []]] * 2)),
+    ("a log-probability of minus infinity", likely(*[[float("-inf"), []]] * 2)),
+    ("a log-probability below float32", likely(*[[-3.5e38, []]] * 2)),
+    ("a log-probability above 0", likely(*[[0.001, []]] * 2)),
+    ("likely tokens as a map", likely(*[[-0.5, {}]] * 2)),
+    ("a likely token as bytes", likely(*[[-0.5, [b"abc"]]] * 2)),
+    ("a likely token as text", likely(*[[-0.5, ["abc"]]] * 2)),
+    ("a likely token without bytes", top(11, -0.5)),
+    ("a likely token's bytes as text", top(11, "x", -0.5)),
+    ("a likely token's id below 0", top(-1, b"x", -0.5)),
+    ("a likely token that is not a number", top(11, b"x", float("nan"))),
+    ("a likely token above 0", top(11, b"x", 0.5)),
+    ("21 likely tokens", likely(*[[-0.5, [[n, b"", -2.0] for n in range(21)]]] * 2)),
     ("an unknown stop", stops({"kind": "tired"})),
     ("a stop without a kind", stops({})),
     ("a stop of text", stops("eog")),
@@ -148,10 +205,15 @@ def plain(value: Any) -> Any:
     return [plain(inner) for inner in value] if isinstance(value, list) else value
 
 
+def packed(frame: dict[str, Any]) -> bytes:
+    data: bytes = msgpack.packb(frame, use_single_float="logprobs" in frame)
+    return data
+
+
 def main() -> None:
     chunks: list[dict[str, Any]] = []
     for name, frames, means in RIGHT:
-        data = b"".join(map(msgpack.packb, frames))
+        data = b"".join(map(packed, frames))
         meaning = [plain(frame) for frame in means]
         chunks.append({"name": name, "frames": data.hex(), "expect": "success", "means": meaning})
     for name, frame in WRONG:

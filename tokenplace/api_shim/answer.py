@@ -1,7 +1,8 @@
-"""Events of one answer in, its text and state out. Start at `Answer`; `collect` runs it to its end.
+"""Events of one answer in, its texts and state out. Start at `Answer`; `collect` runs it to its
+end.
 
-`Answer` is pure. It counts what it received, so an answer that is left early, because a stop string
-was found, has its token counts too.
+`Answer` is pure. It counts what it received, so an answer that is left early, because every choice
+has come to a stop string, has its token counts too.
 """
 
 from __future__ import annotations
@@ -29,30 +30,32 @@ OWN_ENGINE: Final = "self"
 class Answer:
     """How far one answer has come.
 
-    finish_reason: None while more is to come. accepted_by: peer id of the donor, "self" for this
-    peer's own engine, empty while nobody has accepted. phase, position: what the donor said last.
+    accepted_by: peer id of the donor, "self" for this peer's own engine, empty while nobody has
+    accepted. phase, position: what the donor said last.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.finish_reason: FinishReason | None = None
+    def __init__(self, stop: Sequence[str], n_choices: int = 1) -> None:
         self.accepted_by = ""
         self.phase = Phase.QUEUED
         self.position = 0
-        self._text = ChoiceText(stop)
+        self._texts = [ChoiceText(stop) for _ in range(n_choices)]
+        self._finish_reasons: list[FinishReason | None] = [None] * n_choices
         self._usage = Usage(0, 0, 0)
 
     @property
     def is_cut(self) -> bool:
-        """Was a stop string found? Then no more events are needed, and the generator is left."""
-        return self._text.stopped
+        """Was a stop string found in every choice? Then nobody needs more events, and the generator
+        is left.
+        """
+        return all(text.stopped for text in self._texts)
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
         return self._usage
 
-    def receive(self, event: Event) -> str:
-        """Take the next event; returns the text that is safe to show now."""
+    def receive(self, event: Event) -> list[tuple[int, str]]:
+        """Take the next event; returns the text that is safe to show now, by choice."""
         match event:
             case Tokens():
                 return self._receive_tokens(event)
@@ -67,42 +70,51 @@ class Answer:
                 self.phase, self.position = event.phase, event.position
             case Finished():
                 return self._receive_end(event)
-        return ""
+        return []
 
-    def require_end(self) -> FinishReason:
-        """Why it ended; raises `RemoteProtocolError` if the events ended before the answer did.
+    def require_end(self) -> list[FinishReason]:
+        """Why each choice ended; raises `RemoteProtocolError` if the events ended before the answer
+        did.
 
         To be called after the generator's block: a generator that fails ends its events first, and
         raises when the block is left.
         """
-        if self.finish_reason is None:
+        reasons = [reason for reason in self._finish_reasons if reason is not None]
+        if len(reasons) < len(self._finish_reasons):
             raise RemoteProtocolError("The answer ended without its last event.")
-        return self.finish_reason
+        return reasons
 
-    def _receive_tokens(self, event: Tokens) -> str:
+    def _receive_tokens(self, event: Tokens) -> list[tuple[int, str]]:
         n_completion = self._usage.n_completion + len(event.ids)
         self._usage = Usage(self._usage.n_prompt, self._usage.n_cached, n_completion)
-        text = self._text.feed(b"".join(event.pieces))
-        if self._text.stopped:
-            self.finish_reason = "stop"
-        return text
+        choice = self._texts[event.choice]
+        text = choice.feed(b"".join(event.pieces))
+        if choice.stopped:
+            self._finish_reasons[event.choice] = "stop"
+        return [(event.choice, text)] if text else []
 
-    def _receive_end(self, event: Finished) -> str:
+    def _receive_end(self, event: Finished) -> list[tuple[int, str]]:
         self._usage = event.usage
-        text = self._text.finish()
-        was_cut = any(isinstance(end.stop, LengthStop) for end in event.choices)
-        self.finish_reason = "length" if was_cut and not self._text.stopped else "stop"
-        return text
+        texts = []
+        for end in event.choices:
+            choice = self._texts[end.choice]
+            if text := choice.finish():
+                texts.append((end.choice, text))
+            was_cut = isinstance(end.stop, LengthStop) and not choice.stopped
+            self._finish_reasons[end.choice] = "length" if was_cut else "stop"
+        return texts
 
 
-async def collect(answer: Answer, events: AsyncIterable[Event]) -> str:
-    """The text, up to a stop string or the end of the events: `require_end` tells if it is whole.
+async def collect(answer: Answer, n_choices: int, events: AsyncIterable[Event]) -> list[str]:
+    """The text of each choice, up to a stop string or the end of the events: `require_end` tells if
+    it is whole.
 
     After `Finished` the generator is left to end by itself, so that it is not taken for cancelled.
     """
-    texts = []
+    texts: list[list[str]] = [[] for _ in range(n_choices)]
     async for event in events:
-        texts.append(answer.receive(event))
+        for choice, text in answer.receive(event):
+            texts[choice].append(text)
         if answer.is_cut:
             break
-    return "".join(texts)
+    return ["".join(some) for some in texts]

@@ -104,10 +104,11 @@ def _add_completion_routes(
     async def respond(request: GenerateRequest, form: AnswerForm) -> Response:
         if request.streamed:
             return EventStream(generator, request, form, hold_s=hold_s, keepalive_s=keepalive_s)
-        answer = Answer(request.stop)
+        answer = Answer(request.stop, request.n)
         async with generator.generate(request) as events:
-            text = await collect(answer, events)
-        whole = form.whole(text, answer.require_end(), answer.usage)
+            texts = await collect(answer, request.n, events)
+        choices = list(zip(texts, answer.require_end(), strict=True))
+        whole = form.whole(choices, answer.usage)
         return JSONResponse(whole, headers=accepted_by_headers(answer))
 
     @router.post("/chat/completions")

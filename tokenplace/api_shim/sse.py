@@ -87,7 +87,7 @@ class EventStream(Response):
         self._form = form
         self._hold_s = hold_s
         self._keepalive_s = keepalive_s
-        self._begin = form.begin()  # what goes out with the first text
+        self._begin = form.begin(request.n)  # what goes out with the first text
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,19 +98,19 @@ class EventStream(Response):
 
     async def _stream(self, send: Send) -> bytes | None:
         """Send all but the end, and return that; None when the stream is to be aborted."""
-        answer = Answer(self._request.stop)
+        answer = Answer(self._request.stop, self._request.n)
         try:
             async with self._generator.generate(self._request) as events:
                 if await self._wait_accepted(answer, events):
                     await self._start(answer, send)
                     await self._send_text(answer, events, send)
-            finish_reason = answer.require_end()
+            finish_reasons = answer.require_end()
         except Exception as error:  # a generator is a seam: whatever breaks, no quiet end
             if not self._started:
                 raise
             await self._send(encode_event(refusal_of(error).body), send)
             return None
-        end = self._encode_begin() + encode_events(self._form.end(finish_reason, answer.usage))
+        end = self._encode_begin() + encode_events(self._form.end(finish_reasons, answer.usage))
         return end + encode_comment(f"served by {answer.accepted_by}") + DONE
 
     async def _wait_accepted(self, answer: Answer, events: AsyncIterator[Event]) -> bool:
@@ -140,8 +140,9 @@ class EventStream(Response):
                 data = encode_comment(describe_wait(answer))
             elif event is None:
                 break
-            elif text := answer.receive(event):
-                data = self._encode_begin() + encode_event(self._form.delta(text))
+            elif texts := answer.receive(event):
+                deltas = (self._form.delta(choice, text) for choice, text in texts)
+                data = self._encode_begin() + encode_events(deltas)
             else:
                 continue
             await self._send(data, send)

@@ -7,24 +7,36 @@ pydantic model for each streamed token would cost more than the token.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from tokenplace.api_shim.catalog import ModelCard
-from tokenplace.api_shim.schemas import ChatCompletionRequest, CompletionRequest
+from tokenplace.api_shim.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponseFormat,
+    schema_text,
+)
 from tokenplace.defaults import COMPLETIONS_MAX_TOKENS
 from tokenplace.generation import (
     SEED_BYTES,
     ChatInput,
     ChatMessage,
     GenerateRequest,
+    JsonObject,
+    JsonSchema,
     SamplingParams,
     TextInput,
     Usage,
 )
 
 Json = dict[str, Any]
+_SAMPLING_NAMES: Final = tuple(
+    field.name for field in dataclasses.fields(SamplingParams) if field.name != "logit_bias"
+)
 FinishReason = Literal["stop", "length"]
 
 
@@ -48,7 +60,8 @@ def chat_request(body: ChatCompletionRequest, around: Surroundings) -> GenerateR
         for turn in body.messages
     )
     max_tokens = body.max_completion_tokens or body.max_tokens
-    return _request(body, ChatInput(messages), max_tokens, around)
+    request = _request(body, ChatInput(messages), max_tokens, around)
+    return dataclasses.replace(request, output=_output(body.response_format))
 
 
 def completion_request(body: CompletionRequest, around: Surroundings) -> GenerateRequest:
@@ -74,7 +87,16 @@ def _request(
         stop=tuple(body.stop or ()),
         ignore_eog=bool(body.ignore_eos),
         streamed=bool(body.stream),
+        n=body.n or 1,
     )
+
+
+def _output(wanted: ResponseFormat | None) -> JsonObject | JsonSchema | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.json_schema is None:
+        return JsonObject()
+    return JsonSchema(schema_text(wanted.json_schema.schema_))
 
 
 def _seed_bytes(seed: int) -> bytes:
@@ -82,30 +104,31 @@ def _seed_bytes(seed: int) -> bytes:
 
 
 def _sampling(body: ChatCompletionRequest | CompletionRequest) -> SamplingParams:
-    usual = SamplingParams()
-    top_p = usual.top_p if body.top_p is None else body.top_p
-    return SamplingParams(
-        temperature=usual.temperature if body.temperature is None else body.temperature,
-        top_k=usual.top_k if body.top_k is None else body.top_k,
+    said = {name: value for name in _SAMPLING_NAMES if (value := getattr(body, name)) is not None}
+    if "top_p" in said:
         # OpenAI takes 0, gen/1 does not: the smallest share keeps the one most likely token too.
-        top_p=max(top_p, sys.float_info.min),
-        min_p=usual.min_p if body.min_p is None else body.min_p,
+        said["top_p"] = max(said["top_p"], sys.float_info.min)
+    biases = tuple(
+        sorted((int(token_id), bias) for token_id, bias in (body.logit_bias or {}).items())
     )
+    return SamplingParams(**said, logit_bias=biases)
 
 
 class AnswerForm(Protocol):
-    """How one dialect writes one answer: whole, or as the events of a stream in this order."""
+    """How one dialect writes one answer: whole, or as the events of a stream in this order. Choices
+    are counted from 0.
+    """
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> Json:
-        """The object of an answer that is not streamed."""
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> Json:
+        """The object of an answer that is not streamed: each choice's text, and why it ended."""
 
-    def begin(self) -> list[Json]:
+    def begin(self, n_choices: int) -> list[Json]:
         """Events before the first text."""
 
-    def delta(self, text: str) -> Json:
+    def delta(self, choice: int, text: str) -> Json:
         """The event of new text."""
 
-    def end(self, finish_reason: FinishReason, usage: Usage) -> list[Json]:
+    def end(self, finish_reasons: Sequence[FinishReason], usage: Usage) -> list[Json]:
         """Events after the last text."""
 
 
@@ -142,50 +165,56 @@ class _OpenAIForm:
 class ChatForm(_OpenAIForm):
     """`chat.completion` and its chunks."""
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": finish_reason,
-        }
-        return {**self._object("chat.completion", [choice]), "usage": usage_object(usage)}
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> Json:
+        whole = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish_reason,
+            }
+            for index, (text, finish_reason) in enumerate(choices)
+        ]
+        return {**self._object("chat.completion", whole), "usage": usage_object(usage)}
 
-    def begin(self) -> list[Json]:
-        return [self._delta({"role": "assistant", "content": "", "refusal": None}, None)]
+    def begin(self, n_choices: int) -> list[Json]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._delta(choice, delta, None) for choice in range(n_choices)]
 
-    def delta(self, text: str) -> Json:
-        return self._delta({"content": text}, None)
+    def delta(self, choice: int, text: str) -> Json:
+        return self._delta(choice, {"content": text}, None)
 
-    def end(self, finish_reason: FinishReason, usage: Usage) -> list[Json]:
-        last = self._delta({}, finish_reason)
-        return [last, *self._usage_chunk("chat.completion.chunk", usage)]
+    def end(self, finish_reasons: Sequence[FinishReason], usage: Usage) -> list[Json]:
+        last = [self._delta(choice, {}, why) for choice, why in enumerate(finish_reasons)]
+        return [*last, *self._usage_chunk("chat.completion.chunk", usage)]
 
-    def _delta(self, delta: Json, finish_reason: FinishReason | None) -> Json:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _delta(self, index: int, delta: Json, finish_reason: FinishReason | None) -> Json:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._chunk("chat.completion.chunk", [choice])
 
 
 class CompletionForm(_OpenAIForm):
     """`text_completion`, plain and as chunks: the form that OpenAI's SDK reads."""
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> Json:
-        choices = [self._choice(text, finish_reason)]
-        return {**self._object("text_completion", choices), "usage": usage_object(usage)}
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> Json:
+        whole = [self._choice(index, text, why) for index, (text, why) in enumerate(choices)]
+        return {**self._object("text_completion", whole), "usage": usage_object(usage)}
 
-    def begin(self) -> list[Json]:
+    def begin(self, n_choices: int) -> list[Json]:
         return []
 
-    def delta(self, text: str) -> Json:
-        return self._chunk("text_completion", [self._choice(text, None)])
+    def delta(self, choice: int, text: str) -> Json:
+        return self._chunk("text_completion", [self._choice(choice, text, None)])
 
-    def end(self, finish_reason: FinishReason, usage: Usage) -> list[Json]:
-        last = self._chunk("text_completion", [self._choice("", finish_reason)])
-        return [last, *self._usage_chunk("text_completion", usage)]
+    def end(self, finish_reasons: Sequence[FinishReason], usage: Usage) -> list[Json]:
+        last = [
+            self._chunk("text_completion", [self._choice(choice, "", why)])
+            for choice, why in enumerate(finish_reasons)
+        ]
+        return [*last, *self._usage_chunk("text_completion", usage)]
 
-    def _choice(self, text: str, finish_reason: FinishReason | None) -> Json:
-        return {"text": text, "index": 0, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(self, index: int, text: str, finish_reason: FinishReason | None) -> Json:
+        return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}
 
 
 def usage_object(usage: Usage) -> Json:

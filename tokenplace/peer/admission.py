@@ -38,12 +38,13 @@ def bucket_of(remote_ip: str) -> str:
     """Whom a request counts against: the /24 or /48 of its address; on loopback and private
     networks the address itself.
 
-    An address that cannot be read shares one bucket with all such.
+    An address that cannot be read shares one bucket with all such. The empty bucket is this peer's
+    own (`GenerateRequest.bucket`).
     """
     try:
         address = ipaddress.ip_address(remote_ip)
     except ValueError:
-        return ""
+        return "?"
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if any(address in network for network in _PRIVATE):
@@ -126,8 +127,9 @@ class Place:
     """One exchange's place. `release` never waits, so it is safe in `finally`."""
 
     def __init__(self, admission: Admission, bucket: str) -> None:
+        """bucket: whom it counts against, never empty."""
+        self.bucket = bucket
         self._admission = admission
-        self._bucket = bucket
         self._stage: _Stage | None = None
         self._n_bytes = 0
         self._go(_Stage.OPEN)
@@ -137,13 +139,13 @@ class Place:
 
         What was only announced costs nothing, so it takes nothing. Raises `DonorBusy`.
         """
-        self._admission._hold(self._bucket, n_bytes)
+        self._admission._hold(self.bucket, n_bytes)
         self._n_bytes += n_bytes
 
     def queue_nowait(self) -> None:
         """The request was read and opened. Raises `DonorBusy`."""
         assert self._stage is _Stage.OPEN, "queued twice"
-        self._admission._check_queue(self._bucket)
+        self._admission._check_queue(self.bucket)
         self._go(_Stage.QUEUED)
 
     def run(self) -> None:
@@ -156,7 +158,7 @@ class Place:
         self._go(None)
 
     def _go(self, stage: _Stage | None) -> None:
-        self._admission._move(self._bucket, self._stage, stage)
+        self._admission._move(self.bucket, self._stage, stage)
         self._stage = stage
-        self._admission._let_go(self._bucket, self._n_bytes)
+        self._admission._let_go(self.bucket, self._n_bytes)
         self._n_bytes = 0

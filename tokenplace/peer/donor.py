@@ -225,8 +225,8 @@ class Donor:
         error: TokenplaceError = DonorInternalError("the answer has no end")
         what: Input | Limit = Input.ERROR
         try:
-            request = to_generate_request(opened)
-            answer.exchange.limit_tokens(request.max_tokens)
+            request = to_generate_request(opened, place.bucket)
+            answer.exchange.expect(request)
             generator = self._find_generator(request)
             with answer.generating:
                 await _pump(generator, request, answer, place, self.statistics)

@@ -1,6 +1,7 @@
 """One exchange as a table, for both roles. Start at `REQUESTER` and `DONOR`, then `Exchange`.
 
-Pure: `now` is an argument, in seconds of any steady clock. `requester.py` and `donor.py` tell an
+Pure: `now` is an argument, in seconds of any steady clock. What frames hold is checked by
+`contents.py`. `requester.py` and `donor.py` tell an
 `Exchange` whatever happens, wait no longer than it says, and count by the state it ends in. The
 diagrams of docs/protocol.md, section 5, are drawn from the tables.
 
@@ -16,7 +17,8 @@ from typing import Final
 
 from tokenplace import defaults
 from tokenplace.errors import RemoteProtocolError, TokenplaceError
-from tokenplace.generation import Accepted, Alive, Finished, Phase, Tokens
+from tokenplace.generation import Accepted, Alive, Finished, GenerateRequest, Phase, Tokens
+from tokenplace.peer.contents import Contents
 from tokenplace.peer.frames import Frame
 
 
@@ -229,10 +231,8 @@ class Exchange:
         self.state = next(iter(table))
         self._table = table
         self._moved_at = self._asked_at = self._touched_at = self._progressed_at = now
-        self._max_new = defaults.MAX_NEW_TOKENS
+        self._contents: Contents | None = None  # once it is known what was asked
         self._eta_ms = 0
-        self._n_tokens = 0
-        self._n_bytes = 0
 
     @property
     def is_ended(self) -> bool:
@@ -267,9 +267,9 @@ class Exchange:
 
     # ------------------------------------------------------------ frames
 
-    def limit_tokens(self, max_tokens: int | None) -> None:
-        """How many tokens the request asks for; None: as many as there may be."""
-        self._max_new = max_tokens or defaults.MAX_NEW_TOKENS
+    def expect(self, request: GenerateRequest) -> None:
+        """What was asked. Before that no frame but an error can be taken."""
+        self._contents = Contents(request)
 
     def take_chunk(self, frames: Sequence[Frame], now: float, *, is_final: bool) -> None:
         """A chunk has come. The answer's end is the last frame of the final chunk and stands
@@ -281,35 +281,26 @@ class Exchange:
 
     def take(self, frame: Frame, now: float) -> None:
         """A frame has come, or is about to be sent. Raises `RemoteProtocolError` for one that must
-        not come now, or that has the wrong tokens.
+        not come now, and what `Contents` raises for one that does not fit the request.
         """
         if self.is_ended:
             return
         what = input_of(frame)
         self._next(what)
-        match frame:
-            case Tokens():
-                self._check_tokens(frame)
-            case Accepted():
-                if not 1 <= frame.max_new <= self._max_new:
-                    raise RemoteProtocolError("it promises more tokens than were asked for")
-                self._max_new = frame.max_new
-                self._eta_ms = frame.eta_ms
-            case Finished():
-                # gen/1 asks for one choice; `n` will come with a field of its own.
-                if [end.choice for end in frame.choices] != [0]:
-                    raise RemoteProtocolError("it finished other choices than were asked for")
+        if isinstance(frame, (Accepted, Tokens, Finished)):
+            self._check(frame)
         self.on(what, now)
 
-    def _check_tokens(self, tokens: Tokens) -> None:
-        if tokens.choice != 0:
-            raise RemoteProtocolError("tokens of a choice that was not asked for")
-        if tokens.index != self._n_tokens:
-            raise RemoteProtocolError("a gap or an overlap in its tokens")
-        self._n_tokens += len(tokens.ids)
-        self._n_bytes += sum(map(len, tokens.pieces))
-        if self._n_tokens > self._max_new or self._n_bytes > defaults.MAX_ANSWER_BYTES:
-            raise RemoteProtocolError("a longer answer than it promised")
+    def _check(self, frame: Accepted | Tokens | Finished) -> None:
+        assert self._contents is not None, "an answer before it is known what was asked"
+        match frame:
+            case Tokens():
+                self._contents.add(frame)
+            case Accepted():
+                self._contents.accept(frame)
+                self._eta_ms = frame.eta_ms
+            case Finished():
+                self._contents.finish(frame)
 
     # ------------------------------------------------------------ deadlines
 

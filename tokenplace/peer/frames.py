@@ -30,12 +30,15 @@ from tokenplace.generation import (
     EogStop,
     Event,
     Finished,
+    GrammarStop,
     LengthStop,
+    Logprob,
     Phase,
     Stop,
     StringStop,
     Timings,
     Tokens,
+    TopToken,
     Usage,
 )
 from tokenplace.peer.wire import packed, retry_after_s
@@ -45,6 +48,7 @@ _MAX_SAMPLER_CHARS: Final = 32
 _MAX_PARAM_CHARS: Final = 64
 _MAX_NUMBERS: Final = 8
 _MAX_NUMBER: Final = 1 << 53  # what every language's numbers hold exactly
+_LOWEST: Final = -(2 - 2**-23) * 2.0**127  # of the numbers that are float32
 
 Frame = Event | TokenplaceError
 """An error frame is the error itself, ready to be raised."""
@@ -72,6 +76,10 @@ def encode_frame(frame: Frame) -> bytes:
                 "ids": frame.ids,
                 "bytes": frame.pieces,
             }
+            if frame.logprobs:
+                fields["logprobs"] = [_logprob_value(logprob) for logprob in frame.logprobs]
+                data: bytes = msgpack.packb(fields, use_single_float=True)
+                return data
         case Alive():
             fields = {
                 "f": "alive",
@@ -96,6 +104,15 @@ def encode_frame(frame: Frame) -> bytes:
         case _:
             fields = _error_fields(frame)
     return packed(fields)
+
+
+def _logprob_value(logprob: Logprob) -> tuple[object, ...]:
+    return logprob.logprob, [(top.id, top.piece, top.logprob) for top in logprob.top]
+
+
+def is_logprob(value: float) -> bool:
+    """Can this be the logarithm of a probability, as it crosses the wire? NaN fails it."""
+    return _LOWEST <= value <= 0
 
 
 def _finished_fields(event: Finished) -> dict[str, object]:
@@ -124,8 +141,10 @@ def _stop_fields(stop: Stop) -> dict[str, object]:
             return {"kind": "eog", "id": stop.id}
         case StringStop():
             return {"kind": "string", "string": stop.string}
-        case _:
+        case LengthStop():
             return {"kind": "length"}
+        case GrammarStop():
+            return {"kind": "grammar"}
 
 
 def _error_fields(error: TokenplaceError) -> dict[str, object]:
@@ -210,6 +229,12 @@ def _bytes(value: Any) -> bytes:
     return value
 
 
+def _logprob(value: Any) -> float:
+    if type(value) not in (int, float) or not is_logprob(value):
+        raise ValueError("not a log-probability")
+    return float(value)
+
+
 def _read_accepted(fields: _Fields) -> Accepted:
     digest = _bytes(fields.values["prompt_digest"])
     if len(digest) != PROMPT_DIGEST_BYTES:
@@ -243,7 +268,31 @@ def _read_tokens(fields: _Fields) -> Tokens:
         index=fields.integer("index"),
         ids=tuple(map(_u32, ids)),
         pieces=tuple(map(_bytes, pieces)),
+        logprobs=_read_logprobs(fields, len(ids)) if "logprobs" in fields.values else (),
     )
+
+
+def _read_logprobs(fields: _Fields, n_ids: int) -> tuple[Logprob, ...]:
+    entries = fields.items("logprobs")
+    if len(entries) != n_ids:
+        raise ValueError("logprobs")
+    return tuple(map(_read_logprob, entries))
+
+
+def _read_logprob(entry: Any) -> Logprob:
+    match entry:
+        case [logprob, [*top]] if len(top) <= defaults.MAX_TOP_LOGPROBS:
+            return Logprob(_logprob(logprob), tuple(map(_read_top_token, top)))
+        case _:
+            raise ValueError("logprobs")
+
+
+def _read_top_token(entry: Any) -> TopToken:
+    match entry:
+        case [token_id, piece, logprob]:
+            return TopToken(_u32(token_id), _bytes(piece), _logprob(logprob))
+        case _:
+            raise ValueError("logprobs")
 
 
 def _read_finished(fields: _Fields) -> Finished:
@@ -269,6 +318,8 @@ def _read_choice_end(fields: _Fields) -> ChoiceEnd:
             return ChoiceEnd(fields.integer("choice"), StringStop(string))
         case "length":
             return ChoiceEnd(fields.integer("choice"), LengthStop())
+        case "grammar":
+            return ChoiceEnd(fields.integer("choice"), GrammarStop())
         case _:
             raise ValueError("stop")
 

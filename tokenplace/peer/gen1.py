@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeGuard
+from typing import Any, Final
 
 from tokenplace import defaults
 from tokenplace.errors import InvalidRequest, RequestTooBig
 from tokenplace.generation import (
     ChatInput,
-    ChatMessage,
     GenerateRequest,
+    JsonObject,
+    JsonSchema,
     SamplingParams,
     TextInput,
 )
+from tokenplace.peer.gen1_chat import CHAT_FIELDS, chat_fields, read_chat, read_schema
+from tokenplace.peer.gen1_fields import JsonReader, flag, integer, is_text, items, number
 
 MAX_DEPTH: Final = 16
-_ABSENT: Final = SamplingParams()
-_ROLES: Final = frozenset({"system", "user", "assistant"})
-_STRING: Final = re.compile(rb'"[^"]*"?')
-_BRACKETS: Final = bytes.maketrans(b"[]{}", b"()()")
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_USUAL: Final = SamplingParams()
+_ID: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_MAX_ID: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,21 @@ class Body:
     max_tokens: int | None
     stop: tuple[str, ...]
     ignore_eog: bool
+    n: int
+    top_logprobs: int | None
+    output: JsonObject | JsonSchema | None
 
 
 def encode_body(request: GenerateRequest) -> bytes:
-    """Every field that has a value, defaults too: a donor of another version then draws the same
-    tokens.
+    """Every field that does something, and the four of the first version always: a donor of another
+    version then draws the same tokens.
 
     Raises `RequestTooBig` over `MAX_BODY_BYTES` and `InvalidRequest` for text or numbers that JSON
     cannot hold.
     """
-    sampling = request.sampling
-    fields: dict[str, object] = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-    }
+    fields = _sampling_fields(request.sampling)
     if isinstance(request.input, ChatInput):
-        fields["messages"] = [
-            {"role": message.role, "content": message.content} for message in request.input.messages
-        ]
+        fields |= chat_fields(request.input)
     else:
         fields["prompt"] = request.input.prompt
     if request.max_tokens is not None:
@@ -69,6 +64,15 @@ def encode_body(request: GenerateRequest) -> bytes:
         fields["stop"] = list(request.stop)
     if request.ignore_eog:
         fields["ignore_eog"] = True
+    if request.n != 1:
+        fields["n"] = request.n
+    if request.top_logprobs is not None:
+        fields["top_logprobs"] = request.top_logprobs
+    match request.output:
+        case JsonObject():
+            fields["response_format"] = {"type": "json_object"}
+        case JsonSchema(schema):
+            fields["response_format"] = {"type": "json_schema", "schema": schema}
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         body = text.encode()
@@ -85,145 +89,124 @@ def parse_body(body: bytes) -> Body:
     """
     if len(body) > defaults.MAX_BODY_BYTES:
         raise RequestTooBig
-    fields = _parse_json(body)
-    top_k = _integer(fields, "top_k", 0, defaults.MAX_TOP_K)
+    reader = JsonReader()
+    fields = reader.read(body, MAX_DEPTH, what="the body")
     return Body(
-        input=_input(fields),
-        sampling=SamplingParams(
-            temperature=_number(fields, "temperature", _ABSENT.temperature, lambda t: 0 <= t <= 2),
-            top_k=_ABSENT.top_k if top_k is None else top_k,
-            top_p=_number(fields, "top_p", _ABSENT.top_p, lambda p: 0 < p <= 1),
-            min_p=_number(fields, "min_p", _ABSENT.min_p, lambda p: 0 <= p <= 1),
-        ),
-        max_tokens=_integer(fields, "max_tokens", 1, defaults.MAX_NEW_TOKENS),
+        input=_input(fields, reader),
+        sampling=_sampling(fields),
+        max_tokens=integer(fields, "max_tokens", 1, defaults.MAX_NEW_TOKENS),
         stop=_stop(fields),
-        ignore_eog=_flag(fields, "ignore_eog"),
+        ignore_eog=flag(fields, "ignore_eog", default=False),
+        n=integer(fields, "n", 1, defaults.MAX_CHOICES) or 1,
+        top_logprobs=integer(fields, "top_logprobs", 0, defaults.MAX_TOP_LOGPROBS),
+        output=_output(fields, reader),
     )
 
 
-def _parse_json(body: bytes) -> dict[str, Any]:
-    # Before parsing: the parser would go a thousand levels deep first, and hold everybody up for
-    # most of a second over 3 MiB of empty objects.
-    if _is_deep_or_long(body):
+# ---------------------------------------------------------------- sampling
+
+
+def _sampling_fields(sampling: SamplingParams) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+    }
+    if sampling.typical_p != 1:
+        fields["typical_p"] = sampling.typical_p
+    if sampling.repeat_penalty != 1:
+        fields["repeat_penalty"] = sampling.repeat_penalty
+        fields["repeat_last_n"] = sampling.repeat_last_n
+    if sampling.presence_penalty != 0:
+        fields["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty != 0:
+        fields["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.logit_bias:
+        fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
+    return fields
+
+
+def _sampling(fields: dict[str, Any]) -> SamplingParams:
+    top_k = integer(fields, "top_k", 0, defaults.MAX_TOP_K)
+    last_n = integer(fields, "repeat_last_n", 0, defaults.MAX_REPEAT_LAST_N)
+    return SamplingParams(
+        temperature=number(fields, "temperature", _USUAL.temperature, lambda t: 0 <= t <= 2),
+        top_k=_USUAL.top_k if top_k is None else top_k,
+        top_p=number(fields, "top_p", _USUAL.top_p, lambda p: 0 < p <= 1),
+        min_p=number(fields, "min_p", _USUAL.min_p, lambda p: 0 <= p <= 1),
+        typical_p=number(fields, "typical_p", 1.0, lambda p: 0 < p <= 1),
+        repeat_penalty=number(fields, "repeat_penalty", 1.0, lambda r: 0 < r <= 10),
+        repeat_last_n=_USUAL.repeat_last_n if last_n is None else last_n,
+        presence_penalty=number(fields, "presence_penalty", 0.0, _is_penalty),
+        frequency_penalty=number(fields, "frequency_penalty", 0.0, _is_penalty),
+        logit_bias=_logit_bias(fields),
+    )
+
+
+def _is_penalty(value: float) -> bool:
+    return -2 <= value <= 2
+
+
+def _logit_bias(fields: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    """By ascending id: JSON objects have no order, and ids one spelling."""
+    biases = fields.get("logit_bias", {})
+    if type(biases) is not dict or len(biases) > defaults.MAX_LOGIT_BIAS:
         raise InvalidRequest(
-            f"the body is nested more than {MAX_DEPTH} deep, or has too many parts"
+            f"logit_bias must be an object of at most {defaults.MAX_LOGIT_BIAS} fields",
+            param="logit_bias",
         )
-    try:
-        fields = json.loads(
-            body.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
-    except ValueError:  # also what is not UTF-8, and integers of thousands of digits
-        raise InvalidRequest("the body is not JSON") from None
-    if type(fields) is not dict:
-        raise InvalidRequest("the body is not an object")
-    return fields
+    for token_id, bias in biases.items():
+        if (
+            not _ID.fullmatch(token_id)
+            or int(token_id) > _MAX_ID
+            or type(bias) not in (int, float)
+            or not -100 <= bias <= 100
+        ):
+            raise InvalidRequest(
+                "logit_bias must have numbers from -100 to 100 by token id", param="logit_bias"
+            )
+    return tuple(sorted((int(token_id), float(bias)) for token_id, bias in biases.items()))
 
 
-def _is_deep_or_long(body: bytes) -> bool:
-    """Whether brackets outside strings nest more than `MAX_DEPTH` deep, or there are more than
-    `MAX_BODY_PARTS` strings, commas and brackets. True, too, for some texts that are no JSON at
-    all.
-    """
-    # Quotes that end no string go first. A pattern that knows of them takes a second for the
-    # largest body, and with a string that never ends, where it tries every later quote, hours.
-    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    if unescaped.count(b'"') > 2 * defaults.MAX_BODY_PARTS:
-        return True
-    rest, n_strings = _STRING.subn(b"", unescaped)
-    brackets = rest.translate(_BRACKETS, _NO_BRACKETS)
-    if n_strings + rest.count(b",") + len(brackets) > defaults.MAX_BODY_PARTS:
-        return True
-    for _ in range(MAX_DEPTH):  # each round takes the innermost level away
-        brackets = brackets.replace(b"()", b"")
-    return bool(brackets)
+# ---------------------------------------------------------------- what else there is
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise InvalidRequest("a field is given twice")
-    return fields
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequest("NaN and Infinity are not JSON")
-
-
-def _input(fields: dict[str, Any]) -> ChatInput | TextInput:
+def _input(fields: dict[str, Any], reader: JsonReader) -> ChatInput | TextInput:
     if ("messages" in fields) == ("prompt" in fields):
         raise InvalidRequest("exactly one of messages and prompt is needed", param="messages")
-    if "prompt" in fields:
-        prompt = fields["prompt"]
-        if not _is_text(prompt) or not prompt:
-            raise InvalidRequest("prompt must be text and not empty", param="prompt")
-        return TextInput(prompt)
-    messages = fields["messages"]
-    if type(messages) is not list or not 1 <= len(messages) <= defaults.MAX_MESSAGES:
-        raise InvalidRequest(
-            f"messages must be a list of 1 to {defaults.MAX_MESSAGES}", param="messages"
-        )
-    return ChatInput(tuple(_message(index, message) for index, message in enumerate(messages)))
-
-
-def _message(index: int, message: Any) -> ChatMessage:
-    where = f"messages[{index}]"
-    if type(message) is not dict:
-        raise InvalidRequest(f"{where} must be an object", param=where)
-    role, content = message.get("role"), message.get("content")
-    if type(role) is not str or role not in _ROLES:
-        raise InvalidRequest(
-            f"{where}.role must be system, user or assistant", param=f"{where}.role"
-        )
-    if not _is_text(content):
-        raise InvalidRequest(f"{where}.content must be text", param=f"{where}.content")
-    return ChatMessage(role, content)
-
-
-def _number(
-    fields: dict[str, Any], name: str, default: float, is_in_range: Callable[[float], bool]
-) -> float:
-    value = fields.get(name, default)
-    if type(value) not in (int, float) or not is_in_range(value):
-        raise InvalidRequest(f"{name} must be a number in its range", param=name)
-    return float(value)
-
-
-def _integer(fields: dict[str, Any], name: str, low: int, high: int) -> int | None:
-    if name not in fields:
-        return None
-    value = fields[name]
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be an integer from {low} to {high}", param=name)
-    return value
+    if "messages" in fields:
+        return read_chat(fields, reader)
+    for name in CHAT_FIELDS:
+        if name in fields:
+            raise InvalidRequest(f"{name} needs messages", param=name)
+    prompt = fields["prompt"]
+    if not is_text(prompt) or not prompt:
+        raise InvalidRequest("prompt must be text and not empty", param="prompt")
+    return TextInput(prompt)
 
 
 def _stop(fields: dict[str, Any]) -> tuple[str, ...]:
-    strings = fields.get("stop", [])
-    if type(strings) is not list or len(strings) > defaults.MAX_STOP_STRINGS:
-        raise InvalidRequest(
-            f"stop must be a list of at most {defaults.MAX_STOP_STRINGS}", param="stop"
-        )
+    strings = items(fields, "stop", 0, defaults.MAX_STOP_STRINGS, param="stop")
     for string in strings:
-        if not _is_text(string) or not 1 <= len(string.encode()) <= defaults.MAX_STOP_STRING_BYTES:
+        if not is_text(string) or not 1 <= len(string.encode()) <= defaults.MAX_STOP_STRING_BYTES:
             raise InvalidRequest(
                 f"a stop string must be 1 to {defaults.MAX_STOP_STRING_BYTES} bytes", param="stop"
             )
     return tuple(strings)
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if type(value) is not bool:
-        raise InvalidRequest(f"{name} must be true or false", param=name)
-    return value
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """Text that has a UTF-8 form: JSON's escapes can spell lone surrogates, which have none."""
-    if type(value) is not str:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _output(fields: dict[str, Any], reader: JsonReader) -> JsonObject | JsonSchema | None:
+    if "response_format" not in fields:
+        return None
+    wanted = fields["response_format"]
+    match wanted:
+        case {"type": "json_object"}:
+            return JsonObject()
+        case {"type": "json_schema"}:
+            param = "response_format.schema"
+            return JsonSchema(read_schema(wanted, "schema", reader, param=param))
+    raise InvalidRequest(
+        "response_format must be an object of type json_object or json_schema",
+        param="response_format",
+    )

@@ -2,23 +2,77 @@
 
 Pure: `now` is an argument, in seconds of any steady clock (docs/protocol.md, section 5). The first
 token leaves at once; later ones leave together on a tick, counted from the first: that is a fifth
-of the CPU, and hides when each was made.
+of the CPU, and hides when each was made. What does not fit one chunk leaves in several at once.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tokenplace import defaults
 from tokenplace.errors import DonorInternalError
-from tokenplace.generation import Accepted, Alive, Phase, Tokens
+from tokenplace.generation import Accepted, Alive, Logprob, Phase, Tokens
 from tokenplace.peer.frames import Frame, encode_frame
 from tokenplace.sealing.answer import MAX_FRAMES_BYTES
 
 _TOKENS_BYTES: Final = MAX_FRAMES_BYTES - defaults.CHUNK_RESERVE_BYTES
-_TOKEN_OVERHEAD_BYTES: Final = 10  # msgpack's headers of an id and of its bytes, at the most
+# What msgpack adds, at the most: to one frame (its names, two numbers, three lists' headers), to an
+# id and its bytes, to a log-probability with its list, and to each entry of that.
+_FRAME_BYTES: Final = 80
+_TOKEN_BYTES: Final = 10
+_LOGPROB_BYTES: Final = 11
+_TOP_BYTES: Final = 16
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Tokens of one choice that have not left; the first of them has this index. sizes: of each, in
+    bytes of a chunk, at the most.
+    """
+
+    choice: int
+    index: int
+    ids: list[int] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def add(self, tokens: Tokens, sizes: list[int]) -> None:
+        self.ids += tokens.ids
+        self.pieces += tokens.pieces
+        self.logprobs += tokens.logprobs
+        self.sizes += sizes
+
+    def take(self, room: int) -> Tokens | None:
+        """The first tokens, as many as have room; None if not even one has."""
+        n = 0
+        room -= _FRAME_BYTES
+        for size in self.sizes:
+            room -= size
+            if room < 0:
+                break
+            n += 1
+        if not n:
+            return None
+        taken = Tokens(
+            self.choice,
+            self.index,
+            tuple(self.ids[:n]),
+            tuple(self.pieces[:n]),
+            tuple(self.logprobs[:n]),
+        )
+        self.index += n
+        del self.ids[:n], self.pieces[:n], self.logprobs[:n], self.sizes[:n]
+        return taken
+
+
+def _sizes(tokens: Tokens) -> list[int]:
+    sizes = [len(piece) + _TOKEN_BYTES for piece in tokens.pieces]
+    for number, logprob in enumerate(tokens.logprobs):
+        sizes[number] += _LOGPROB_BYTES + sum(len(top.piece) + _TOP_BYTES for top in logprob.top)
+    return sizes
 
 
 class Outbox:
@@ -32,12 +86,11 @@ class Outbox:
         self._status = Alive(Phase.QUEUED, 0.0, 0)
         self._is_status_due = False
         self._max_new = 1
-        self._n_tokens = 0
+        self._n_tokens = 0  # of the choice that is furthest
         self._ticks_from: float | None = None
         self._tokens_left_at = now
-        self._ids: list[int] = []
-        self._pieces: list[bytes] = []
-        self._n_bytes = 0
+        self._pending: dict[int, _Pending] = {}  # by choice, who waits for longest first
+        self._n_bytes = 0  # that they take, at the most
         self._end: bytes | None = None
 
     def put(self, frame: Frame, now: float) -> None:
@@ -66,15 +119,18 @@ class Outbox:
                 self.due_at = now
 
     def _put_tokens(self, tokens: Tokens, now: float) -> None:
-        if max(map(len, tokens.pieces)) + _TOKEN_OVERHEAD_BYTES > _TOKENS_BYTES:
+        sizes = _sizes(tokens)
+        if max(sizes) + _FRAME_BYTES > _TOKENS_BYTES:
             raise DonorInternalError("a token is too long to be sent")
         if self._ticks_from is None:
             self._ticks_from = self.due_at = now
-        elif not self._ids:
+        elif not self._pending:
             self.due_at = min(self.due_at, self._next_tick(self._ticks_from, now))
-        self._ids += tokens.ids
-        self._pieces += tokens.pieces
-        self._n_bytes += sum(map(len, tokens.pieces)) + len(tokens.ids) * _TOKEN_OVERHEAD_BYTES
+        if tokens.choice not in self._pending:
+            self._pending[tokens.choice] = _Pending(tokens.choice, tokens.index)
+            self._n_bytes += _FRAME_BYTES
+        self._pending[tokens.choice].add(tokens, sizes)
+        self._n_bytes += sum(sizes)
         if self._n_bytes > _TOKENS_BYTES:
             self.due_at = now
 
@@ -86,10 +142,10 @@ class Outbox:
         """
         parts = [self._accepted]
         self._accepted = b""
-        if self._ids:
-            parts.append(self._take_tokens())
+        if self._pending:
+            parts += self._take_tokens()
             self._tokens_left_at = now
-        if self._ids:
+        if self._pending:
             return b"".join(parts), False  # what is left is due at once: `due_at` stays
         self.due_at = now + defaults.HEARTBEAT_S
         if self._end is not None:
@@ -102,20 +158,22 @@ class Outbox:
                 self._status = replace(self._status, phase=Phase.QUEUED)  # it was requeued once
         return b"".join(parts), False
 
-    def _take_tokens(self) -> bytes:
-        n_taken = n_bytes = 0
-        for piece in self._pieces:
-            n_bytes += len(piece) + _TOKEN_OVERHEAD_BYTES
-            if n_bytes > _TOKENS_BYTES:
+    def _take_tokens(self) -> list[bytes]:
+        """A frame for each choice, until the chunk is full."""
+        frames: list[bytes] = []
+        room = _TOKENS_BYTES
+        for pending in list(self._pending.values()):
+            tokens = pending.take(room)
+            if tokens is not None:
+                frames.append(encode_frame(tokens))
+                self._n_tokens = max(self._n_tokens, pending.index)
+                room -= len(frames[-1])
+            if pending.ids:
                 break
-            n_taken += 1
-        ids, self._ids = self._ids[:n_taken], self._ids[n_taken:]
-        pieces, self._pieces = self._pieces[:n_taken], self._pieces[n_taken:]
-        self._n_bytes = sum(map(len, self._pieces)) + len(self._ids) * _TOKEN_OVERHEAD_BYTES
-        frame = encode_frame(Tokens(0, self._n_tokens, tuple(ids), tuple(pieces)))
-        self._n_tokens += n_taken
+            del self._pending[pending.choice]
+        self._n_bytes = sum(sum(each.sizes) + _FRAME_BYTES for each in self._pending.values())
         self._status = Alive(Phase.DECODE, min(1.0, self._n_tokens / self._max_new), 0)
-        return frame
+        return frames
 
     def _next_tick(self, start: float, now: float) -> float:
         """When a token made now leaves: on the next tick, or at once if the last tick has just

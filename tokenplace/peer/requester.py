@@ -27,6 +27,7 @@ from tokenplace.errors import (
     ConnectionLost,
     DeadlineExceeded,
     DonorSilent,
+    PromptMismatch,
     RemoteProtocolError,
     StaleEpoch,
     TokenplaceError,
@@ -81,8 +82,8 @@ class RemoteDonor:
         self, request: GenerateRequest
     ) -> AsyncIterator[trio.abc.ReceiveChannel[Event]]:
         """Ask the donor. Raises from the iteration what the donor said (`DONOR_ERRORS`), or
-        `ConnectFailed`, `ConnectionLost`, `DonorSilent`, `DeadlineExceeded` or
-        `RemoteProtocolError`, after all that came before it.
+        `ConnectFailed`, `ConnectionLost`, `DonorSilent`, `DeadlineExceeded`,
+        `RemoteProtocolError` or, when resuming, `PromptMismatch`, after all that came before it.
         """
         inbox = Inbox()
         failure: BaseException | None = None
@@ -102,7 +103,7 @@ class RemoteDonor:
 
     async def _ask(self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery) -> None:
         exchange = Exchange(REQUESTER, trio.current_time())
-        exchange.limit_tokens(request.max_tokens)
+        exchange.expect(request)
         try:
             refusal = await self._attempt(request, exchange, inbox, nursery)
             if exchange.state is State.RENEWING:
@@ -255,7 +256,7 @@ def _input_of(error: TokenplaceError) -> Input:
             return Input.UNREACHABLE
         case ConnectionLost():
             return Input.GONE
-        case RemoteProtocolError():
+        case RemoteProtocolError() | PromptMismatch():
             return Input.WRONG
         case _:
             return Input.UNSENDABLE

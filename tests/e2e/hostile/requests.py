@@ -17,7 +17,7 @@ from tests.e2e.hostile.attacks import Forge, events_in, framed, refusal_in
 from tests.e2e.hostile.handshakes import KEEPALIVE_S
 from tests.e2e.hostile.questions import FRAME_BYTES, dawdling
 from tests.e2e.hostile.raw_peer import FIN, RST, RawPeer, RawStream
-from tests.e2e.hostile.siege import Attack, Attacker, Ending
+from tests.e2e.hostile.siege import AT_ONCE_S, Attack, Attacker, Ending
 from tests.sealing.forge import header as seal_header
 from tests.sealing.forge import pad, request_info
 from tokenplace import defaults
@@ -32,6 +32,8 @@ from tokenplace.sealing.request import request_digest
 DEEP: Final = b"\x91" * 100_000 + b"\xc0"  # a list in a list in a list ...
 WIDE: Final = b"\x9a" + (100_000).to_bytes(4, "big") + b"\xc0" * 100_000
 ROOM: Final = defaults.MAX_BODY_BYTES - 100
+
+TURN_S: Final = 20.0  # an answer waits for its turn in the engine, behind those that others have
 
 Check = Callable[[bytes], object]
 Frame = Callable[[Forge], tuple[bytes, Check]]
@@ -107,6 +109,12 @@ def changed(changes: dict[str, object], is_right: Callable[[Event], bool] | None
         return data, says(opener, is_right) if is_right else refuses(ErrorCode.BAD_FORMAT)
 
     return frame
+
+
+def resuming(ids: object, is_right: Callable[[Event], bool] | None) -> Frame:
+    """A request to go on with an answer that nobody gave."""
+    resume = [{"choice": 0, "ids": ids}]
+    return changed({"resume": resume, "prompt_digest": bytes(32)}, is_right)
 
 
 def extended(n_keys: int, key: bytes, value: bytes) -> Callable[[Forge], bytes]:
@@ -234,8 +242,8 @@ async def answers_no_ping(attacker: Attacker) -> RawPeer:
 # ---------------------------------------------------------------- the table
 
 
-def _sending(name: str, frame: Frame) -> Attack:
-    return Attack(f"exchange: {name}", partial(sends, frame=frame), Ending.STREAM)
+def _sending(name: str, frame: Frame, within_s: float = AT_ONCE_S) -> Attack:
+    return Attack(f"exchange: {name}", partial(sends, frame=frame), Ending.STREAM, within_s)
 
 
 def _json(name: str, body: bytes, code: ErrorCode = ErrorCode.INVALID_REQUEST) -> Attack:
@@ -245,6 +253,21 @@ def _json(name: str, body: bytes, code: ErrorCode = ErrorCode.INVALID_REQUEST) -
 def _ignored(value: bytes) -> bytes:
     """A body with a field that nobody knows."""
     return b'{"prompt":"x","max_tokens":1,"ignored":' + value + b"}"
+
+
+def _biased(biases: bytes) -> bytes:
+    return b'{"prompt":"x","logit_bias":{' + biases + b"}}"
+
+
+def _formed(schema: bytes) -> bytes:
+    form = b'{"type":"json_schema","schema":"' + schema + b'"}'
+    return b'{"prompt":"x","response_format":' + form + b"}"
+
+
+def _with_tools(parameters: bytes, n: int) -> bytes:
+    tools = [b'{"name":"t%d","parameters":"%b"}' % (number, parameters) for number in range(n)]
+    messages = b'[{"role":"user","content":"x"}]'
+    return b'{"messages":' + messages + b',"tools":[' + b",".join(tools) + b"]}"
 
 
 LARGEST: Final = FRAME_LENGTH.pack(defaults.MAX_REQUEST_FRAME_BYTES)
@@ -282,6 +305,17 @@ ATTACKS: Final = (
     _sending(
         "a wide list nobody asked for",
         changed({f"k{i}": [None] * 50_000 for i in range(40)}, is_finished),
+        TURN_S,
+    ),
+    _sending("a deep list to resume", malformed(extended(1, b"\xa6resume", DEEP))),
+    _sending("a wide list to resume", malformed(extended(1, b"\xa6resume", WIDE))),
+    _sending("resumes with ids in a list", resuming([1] * 100_000, None)),
+    _sending(
+        "resumes more than an answer may have",
+        resuming(bytes(4 * defaults.MAX_NEW_TOKENS + 4), None),
+    ),
+    _sending(
+        "resumes another prompt", resuming(bytes(4), is_error(ErrorCode.PROMPT_MISMATCH)), TURN_S
     ),
     _sending("a wrong reply key", changed({"reply_key": b"\xff" * 1216}, None)),
     _sending("an epoch of another length", changed({"epoch": bytes(9)}, None)),
@@ -310,6 +344,13 @@ ATTACKS: Final = (
     _json("a number of 3 MB", _ignored(b"9" * ROOM)),
     _json("an infinite number", b'{"prompt":"x","temperature":1e999}'),
     _json("a field twice", b'{"prompt":"x","prompt":"y"}'),
+    _json("17 choices", b'{"prompt":"x","n":17}'),
+    _json("an infinite bias", b'{"prompt":"x","logit_bias":{"7":1e999}}'),
+    _json("a million biases", _biased(b",".join(b'"%d":1' % n for n in range(200_000)))),
+    _json("a schema of brackets", _formed(b"[" * defaults.MAX_SCHEMA_BYTES)),
+    _json("a schema of maps within maps", _formed(b'{\\"a\\":' * 8000 + b"1" + b"}" * 8000)),
+    _json("a schema of half a letter", _formed(b'{\\"const\\":\\"\\\\ud800\\"}')),
+    _json("tools of many parts", _with_tools(b'{\\"a\\":[' + b"{}," * 6_000 + b"{}]}", n=40)),
     _json(
         "2,000 messages",
         b'{"messages":['

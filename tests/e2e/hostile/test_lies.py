@@ -15,7 +15,17 @@ from typing import Final
 import pytest
 import trio
 
-from tests.e2e.hostile.lies import LIES, MAX_NEW, LiarsEnd, Told
+from tests.e2e.hostile.frame_lies import FRAMES
+from tests.e2e.hostile.lies import (
+    BYTES,
+    ENDS,
+    MAX_NEW,
+    N_CHOICES,
+    N_TOP,
+    SILENCES,
+    LiarsEnd,
+    Told,
+)
 from tests.fakes import FakeEngine
 from tests.peer.exchange_lab import NETWORK, TINY_MODEL, make_request, text_of
 from tests.peer.hosts import LOOPBACK
@@ -35,6 +45,7 @@ from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.request import open_request
 from tokenplace.sealing.suites import best_key
 
+LIES: Final = (*SILENCES, *ENDS, *BYTES, *FRAMES)
 each_lie = pytest.mark.parametrize("told", LIES, ids=[told.name for told in LIES])
 
 AT_ONCE: Final = 20  # lies told at the same time
@@ -170,11 +181,14 @@ async def _ask_honestly(remote: RemoteDonor) -> None:
     prompt = "And so it goes on and on." * 4
     while True:
         with trio.fail_after(GIVE_UP_S):
-            assert text_of(await _ask(remote, prompt, len(prompt))) == prompt.encode()
+            events = await _ask(remote, prompt, len(prompt))
+            for choice in range(N_CHOICES):
+                assert text_of(events, choice) == prompt.encode()
 
 
 async def _ask(remote: RemoteDonor, prompt: str, max_tokens: int) -> list[Event]:
-    async with remote.generate(make_request(prompt, max_tokens=max_tokens)) as events:
+    request = make_request(prompt, max_tokens=max_tokens, n=N_CHOICES, top_logprobs=N_TOP)
+    async with remote.generate(request) as events:
         return [event async for event in events]
 
 
