@@ -131,11 +131,11 @@ def test_logprob_of_vocabularies(noise: int, n: int, n_top: int, is_rounded: boo
     assert [i for i, _ in top] == np.lexsort((np.arange(n), -row))[:n_top].tolist()
 
 
-def test_logprob_of_the_widest_row() -> None:
-    """What float32 holds is finite: nothing overflows on the way."""
-    largest = float(np.finfo(np.float32).max)
-    row = np.array([-largest, largest, 0.0], np.float32)
-    assert logprob(row, 0, 3) == (-2 * largest, ((1, 0.0), (2, -largest), (0, -2 * largest)))
+def test_a_logprob_of_what_can_be_drawn_can_be_sent() -> None:
+    lowest = -tp1.LARGEST
+    row = np.array([lowest, -lowest, 0.0, -np.inf], np.float32)
+    assert logprob(row, 0, 4) == (lowest, ((1, 0.0), (2, lowest), (0, lowest)))
+    assert logprob(row, 3, 0) == (-math.inf, ())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -15,7 +15,7 @@ from tokenplace.generation import SamplingParams
 # either way.
 CLOSE = 1e-9
 
-LARGEST = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+LARGEST: float = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
 
 
 class Drawn(NamedTuple):
@@ -145,4 +145,6 @@ def draw(
 
 def log_probability(logits: Sequence[float], token: int) -> float:
     peak = max(logits)
-    return logits[token] - peak - math.log(math.fsum(math.exp(x - peak) for x in logits))
+    log_total = math.log(math.fsum(math.exp(x - peak) for x in logits))
+    value = logits[token] - peak - log_total
+    return max(value, -LARGEST) if logits[token] > -math.inf else value

@@ -285,7 +285,7 @@ class LlamaContext:
         memory = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(
             ctypes.addressof(rows.contents)
         )
-        return np.frombuffer(memory, np.float32).reshape(n_rows, self._n_vocab)
+        return np.frombuffer(memoryview(memory), np.float32).reshape(n_rows, self._n_vocab)
 
     def _cut(self, slot: int, n: int) -> None:
         if not lib.llama_memory_seq_rm(self._memory, slot, n if n > 0 else -1, -1):

@@ -171,7 +171,7 @@ class ThreadTuner:
 
     _USUAL_MEMORY: Final = 0.99  # a hundred steps back count a third
     _RECENT_GAIN: Final = 0.1  # of how it is now
-    _SETTLE_STEPS: Final = 16  # at one number, before another is tried
+    _SETTLE_STEPS: Final = 8  # at one number, before another is tried
     _SLOW: Final = 1.5  # somebody else uses the machine
     _FEWER_IF_BELOW: Final = 0.8  # of the present time: chance does not reach that
     _MORE_IF_BELOW: Final = 0.95  # in doubt what the donor's owner allowed is right

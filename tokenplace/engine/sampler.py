@@ -28,6 +28,7 @@ _FIRST_LOOKS: Final = (128, 4096)
 _SORTED: Final = 512
 # exp of this is 0. It stands for the logarithm of a probability of 0, for 0 * -inf is no number.
 _LOG_OF_NOTHING: Final = -1000.0
+_LOWEST_LOGPROB: Final = float(np.finfo(np.float32).min)  # protocol.md, section 5: is sent as such
 
 _FIRST: Final = b"tokenplace/tp/1"
 _AGAIN: Final = b"tokenplace/tp/1/again"
@@ -81,14 +82,19 @@ def logprob(
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
     """ln of the softmax over a row of raw logits: of `token_id`, and of the `n_top` likeliest ids.
 
-    These are (id, log-probability), by logit descending, of equals by id ascending; ids with
-    probability 0 are left out. Raises `BadLogits`.
+    These are (id, log-probability), by logit descending, of equals by id ascending, without ids
+    whose logit is -inf. No value is above 0 or below the lowest float32, but that of a token whose
+    logit is -inf, which is never drawn. Raises `BadLogits`.
     """
     _, peak = _best(logits)
-    log_total = math.log(_weights(logits, peak).sum())
+    log_total = math.log(_weights(logits, peak).sum())  # of at least 1
+
+    def value(logit: float) -> float:
+        return max(logit - peak - log_total, _LOWEST_LOGPROB) if logit > -math.inf else logit
+
     top = _highest(logits, min(n_top, len(logits))) if n_top > 0 else np.empty(0, np.intp)
-    return float(logits[token_id]) - peak - log_total, tuple(
-        (token, logit - peak - log_total)
+    return value(float(logits[token_id])), tuple(
+        (token, value(logit))
         for token, logit in zip(top.tolist(), logits[top].tolist(), strict=True)
         if logit > -math.inf
     )
@@ -179,10 +185,10 @@ def _prefix(values: _Floats, weights: NDArray[np.float64], goal: float) -> NDArr
 
 
 def _crossing(values: _Floats, weights: NDArray[np.float64], goal: float, side: _Side) -> int:
-    """Index where the running sum of `weights` gets to `goal`, by value descending, of equals by
+    """Index where the running sum of `weights`, in order of candidates, gets to `goal`.
 
-    index ascending. Whatever part of the row the sum gets there in is halved again, until it is
-    worth sorting: all in all as much work as a few passes over the row.
+    The order is by value descending, of equals by index ascending. The part of the row in which the
+    sum gets there is halved until it is worth sorting: all in all the work of a few passes.
     """
     ids: _Ids = None
     for size in _FIRST_LOOKS:

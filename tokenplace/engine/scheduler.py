@@ -259,11 +259,7 @@ class Scheduler:
         """Give it a slot, with the best prefix there is. False if there is no room."""
         prefix = self._best_prefix(sequence)
         source = prefix.slot if prefix else None
-        # Taking an idle prefix over spoils it for others, so what is long is copied, if it may be.
-        is_over = source is not None and source.is_free and prefix.n * 2 >= len(source.ids)
-        slot = source if is_over else self._table.free_slot(keep=source)
-        if slot is None and source is not None and source.is_free:
-            slot = source  # there is no other
+        slot = self._slot_for(prefix)
         if slot is None:
             return False
         room = self._table.make_room(sequence.n_wanted - slot.n_cells, keep=slot)
@@ -276,6 +272,18 @@ class Scheduler:
         self._forget(room, plan)
         self._move_in(sequence, slot, prefix, plan)
         return True
+
+    def _slot_for(self, prefix: Prefix | None) -> Slot | None:
+        """An idle prefix is taken over if most of it is used, or if there is no other slot; else it
+        stays as it is, for others, and is copied.
+        """
+        if prefix is None:
+            return self._table.free_slot()
+        source = prefix.slot
+        if source.is_free and prefix.n * 2 >= len(source.ids):
+            return source
+        other = self._table.free_slot(keep=source)
+        return source if other is None and source.is_free else other
 
     def _move_in(self, sequence: Sequence, slot: Slot, prefix: Prefix | None, plan: Plan) -> None:
         n = prefix.n if prefix is not None else 0
