@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENPLACE_MODELS_DIR ?= $(CURDIR)/.cache/models
+export GPU
 UV := uv==0.13.9
 PREFLIGHT := $(PYTHON) -m scripts.preflight
 SET_UP := $(PYTHON) -m scripts.set_up
@@ -12,7 +13,8 @@ SET_UP := $(PYTHON) -m scripts.set_up
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "PYTHON=python3.12 chooses the Python, ARGS='--donors 3' is handed to demo or pytest."
+	@echo "PYTHON=python3.12 chooses the Python, ARGS='--donors 3' is handed to demo or pytest,"
+	@echo "GPU=cuda (or vulkan, metal) has llama.cpp built for a graphics card."
 
 run: setup ## set up what is missing, then a whole network on this machine: tokenplace demo
 	@$(BIN)/tokenplace demo $(ARGS)

@@ -102,7 +102,9 @@ MAX_ERROR_MESSAGE_CHARS: Final = 512
 # Tokens average 4 bytes, so the longest answer fits several times, and no donor fills our memory
 # with what an app does not read: objects of Python, a few times as large.
 MAX_ANSWER_BYTES: Final = 16 << 20  # over all choices
-ANSWER_ID_BYTES: Final = 32  # what each id counts there besides its own bytes, those of logprobs too
+ANSWER_ID_BYTES: Final = (
+    32  # what each id counts there besides its own bytes, those of logprobs too
+)
 # `accepted` comes first, so no frame can precede it: one idle time for the first byte, one for it.
 ACCEPT_TIMEOUT_S: Final = 2 * IDLE_TIMEOUT_S
 # Of a chunk, kept free of tokens, so that `finished` or `error` always fits: 512 characters are at
@@ -345,9 +347,12 @@ MAX_RENDERED_BYTES: Final = 4 << 20  # UTF-8; the largest body and its markup
 GRAMMAR_COMPILE_S: Final = 0.25  # of processor time
 GRAMMAR_CHECK_TIMEOUT_S: Final = 1.0  # on a busy machine; then the process is replaced
 GRAMMAR_CHECK_MEMORY_BYTES: Final = 512 << 20  # address space; Python with numpy needs 110 MB
+# Characters between two parts of JSON: a small model writes them for ever if it may. Eight levels
+# of four and a line's end are 33.
+MAX_JSON_SPACE: Final = 64
 MAX_GRAMMAR_BYTES: Final = 256 << 10  # all tools' schemas; 128 tools of 2 KB
-# Of one step of one answer, by llguidance's own reckoning: 14,000 units of fuel or 20,000 items are a
-# millisecond. Usual schemas need a hundredth.
+# Of one step of one answer, by llguidance's own reckoning: 14,000 units of fuel or 20,000 items are
+# a millisecond. Usual schemas need a hundredth.
 GRAMMAR_STEP_LEXER_FUEL: Final = 100_000
 GRAMMAR_STEP_ITEMS: Final = 50_000
 MAX_LEXER_STATES: Final = 20_000  # of one answer; about 1 KB each, usual schemas have hundreds
@@ -361,6 +366,9 @@ MAX_EMBED_DIMENSIONS: Final = 8192  # of a model; twice the largest in use. 2048
 MAX_EMBED_BATCH: Final = 64  # texts computed together: with 8 tokens each they fill a step
 # Characters tokenised in one step: 10 ms of usual text, 0.12 s of the worst. One text may be larger.
 EMBED_READ_CHARS: Final = 64 << 10
+# UTF-8 that is tokenised only to be counted: 250,000 tokens of text. It holds up running answers, by
+# 0.2 s, or 2 s with the worst text.
+MAX_COUNT_BYTES: Final = 1 << 20
 # Rows of logits that a step of scoring keeps: 32 of a vocabulary of 262,144 are 34 MB.
 SCORE_ROWS: Final = 32
 

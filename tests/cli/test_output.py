@@ -53,7 +53,7 @@ def test_a_fault_of_ours_names_its_place_and_nothing_it_was_about(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     try:
-        Settings(Path(), donate=None).threads_per_model()  # type: ignore[arg-type]
+        Settings(Path()).threads_each("two")  # type: ignore[arg-type]
     except Exception as fault:
         fault.add_note(CANARY)
         code, said = explained(fault, capsys)

@@ -41,26 +41,40 @@ FULL: dict[str, Any] = {
         {
             "name": "tiny-model",
             "artifact": "a" * 64,
+            "architecture": "llama",
+            "quantization": "Q4_K_M",
+            "n_params": 134_515_008,
             "state": "offered",
+            "progress": 1.0,
             "reason": "",
+            "memory_bytes": 2_480_000_000,
             "n_ctx": 4096,
+            "n_slots": 8,
             "n_running": 2,
             "n_queued": 7,
             "prefill_tps": 900.0,
             "decode_tps": 81.6,
             "restarts": 1,
+            "unconfined": ["network", "files"],
         },
         {
             "name": "broken.gguf",
             "artifact": None,
+            "architecture": None,
+            "quantization": None,
+            "n_params": None,
             "state": "failed",
+            "progress": 0.0,
             "reason": "it is not a [GGUF] file.",
+            "memory_bytes": None,
             "n_ctx": None,
+            "n_slots": None,
             "n_running": 0,
             "n_queued": 0,
             "prefill_tps": 0.0,
             "decode_tps": 0.0,
             "restarts": 0,
+            "unconfined": [],
         },
     ],
     "donors": [
@@ -127,14 +141,22 @@ def test_everything_is_shown() -> None:
         f"from {short(BOB)} /ip4/9.9.9.9/tcp/5",
         "announced 5 keys in the DHT, 4 confirmed by others",
         "served 41 answers, 9001 tokens; 1 open, 2 failed, 3 cancelled",
-        "tiny-model offered, 1 restart 4096 82 2 7",
-        "broken.gguf failed ? ? 0 0",
+        "tiny-model Q4_K_M offered, 1 restart 2.5 GB 4096 82 2 of 8 7",
+        "broken.gguf ? failed ? ? ? 0 of ? 0",
+        "tiny-model: its process may make connections, open files: "
+        "this system cannot prevent it, or its GPU needs it",
         "broken.gguf: it is not a [GGUF] file.",
         f"{short(BOB)} tiny-model, big-model 32 ms 4 22 4 s ago",
         f"{short(ALICE)} tiny-model ? ? ? failed, rests",
     ):
         assert line in lines
     assert "latest requests" not in lines
+
+
+def test_hashing_shows_how_far_it_is() -> None:
+    status = copy.deepcopy(FULL)
+    status["models"][0] |= {"state": "hashing", "progress": 0.437, "restarts": 0}
+    assert [line for line in rendered(status) if line.startswith("tiny-model Q4_K_M hashing 44%")]
 
 
 def test_requests_are_shown_when_asked_for() -> None:

@@ -195,6 +195,16 @@ def test_without_noise_the_line_is_nearly_found(counts: list[int]) -> None:
         )
 
 
+def test_a_machine_that_is_free_again_is_noticed_while_prompts_come_one_after_the_other() -> None:
+    pace = Pace()
+    busy = Machine(*(value * 40 for value in vars(REFERENCE).values()))
+    work(pace, busy, 4, 20)
+    for _ in range(12):
+        chunk = pace.chunk(4)
+        pace.note(chunk, 4, REFERENCE.seconds(chunk, 4))
+    assert REFERENCE.seconds(pace.chunk(4), 4) < 2 * defaults.PREFILL_STEP_S
+
+
 # ---------------------------------------------------------------- ThreadTuner
 
 

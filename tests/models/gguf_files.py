@@ -1,10 +1,13 @@
-"""Small GGUF files, made here byte by byte (ggml's docs/gguf.md)."""
+"""Small GGUF files, made here byte by byte (ggml's docs/gguf.md), and a model's facts."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
 
+from tokenplace.models.gguf_info import GgufFacts
+
+FACTS = GgufFacts("llama", 1, "Q4_0", 2, 3, 4, 5, 6, 7, 8, 9, 10, True, "", 11)
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 

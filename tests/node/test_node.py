@@ -20,7 +20,8 @@ from tokenplace.cli.processes import LOOPBACK
 from tokenplace.dht.bootstrap import BootstrapList
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.errors import ConfigError, ConnectionLost, SearchIncomplete, first_error
-from tokenplace.node.donating import Donation, Donations
+from tokenplace.node.donating import Donations
+from tokenplace.node.donation import Donation
 from tokenplace.node.network import may_dial_private, reach_policy, why_nobody
 from tokenplace.node.node import START_WAIT_S, LateRoutes, Node, open_node
 from tokenplace.node.proving import ReachPolicy

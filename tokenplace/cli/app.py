@@ -12,7 +12,14 @@ from typer.core import TyperGroup
 from tokenplace import __version__, defaults
 from tokenplace.cli.config import load_config
 from tokenplace.cli.output import fail
-from tokenplace.settings import Settings, default_home
+from tokenplace.settings import (
+    AUTO,
+    FLASH_ATTENTION,
+    KV_TYPES,
+    Settings,
+    default_home,
+    parse_gpu_layers,
+)
 
 app = typer.Typer(
     name="tokenplace",
@@ -110,8 +117,66 @@ def up(
     ] = None,
     ctx: Annotated[
         int | None,
-        typer.Option(envvar="TOKENPLACE_CTX", min=64, max=1 << 20, help="Context, in tokens."),
+        typer.Option(
+            "--ctx",
+            "-c",
+            "--ctx-size",
+            envvar="TOKENPLACE_CTX",
+            min=64,
+            max=1 << 20,
+            help="Context of each request, in tokens.",
+        ),
     ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            "--parallel",
+            "-np",
+            envvar="TOKENPLACE_PARALLEL",
+            help=f"Requests of a model that run at once (default: {defaults.DEFAULT_SLOTS}).",
+        ),
+    ] = None,
+    gpu_layers: Annotated[
+        str,
+        typer.Option(
+            "--gpu-layers",
+            "-ngl",
+            envvar="TOKENPLACE_GPU_LAYERS",
+            help="Layers that the GPU computes; auto: all, if llama.cpp was built for one.",
+        ),
+    ] = AUTO,
+    flash_attention: Annotated[
+        str,
+        typer.Option(
+            "--flash-attention",
+            "-fa",
+            envvar="TOKENPLACE_FLASH_ATTENTION",
+            help=f"Flash attention: {', '.join(FLASH_ATTENTION)}.",
+        ),
+    ] = AUTO,
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            "--kv-type",
+            envvar="TOKENPLACE_KV_TYPE",
+            help=f"Type of the KV cache, K and V: {', '.join(KV_TYPES)}.",
+        ),
+    ] = KV_TYPES[0],
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TOKENPLACE_MEMORY",
+            help="GB that all donated models together may take "
+            f"(default: {defaults.DONATED_MEMORY_SHARE:.0%} of this machine's).",
+        ),
+    ] = None,
+    idle_unload: Annotated[
+        float,
+        typer.Option(
+            envvar="TOKENPLACE_IDLE_UNLOAD",
+            help="Unload a model after so many minutes without a request; 0: never.",
+        ),
+    ] = 0.0,
     network: Annotated[
         str, typer.Option(envvar="TOKENPLACE_NETWORK", help="Name of the network to be part of.")
     ] = defaults.NETWORK,
@@ -137,6 +202,12 @@ def up(
         allow_private=allow_private,
         n_threads=threads,
         n_ctx=ctx,
+        n_slots=parallel,
+        n_gpu_layers=parse_gpu_layers(gpu_layers),
+        flash_attention=flash_attention,
+        kv_type=kv_type,
+        memory_gb=memory,
+        idle_unload_min=idle_unload,
     )
     run_up(settings, may_fetch=yes, until_eof=until_eof)
 

@@ -53,17 +53,25 @@ def list_models(home: Path) -> None:
     table = TableFile(home)
     store = ModelStore(models_dir_of(home), table)
     rows = Table(box=box.SIMPLE, pad_edge=False)
-    for column in ("name", "parameters", "size", "sha256", "on this machine"):
+    for column in ("name", "parameters", "type", "context", "size", "sha256", "on this machine"):
         rows.add_column(column)
     own = table.read().models
     sizes = {m.name: m.size_bytes for m in CATALOGUE} | {
         name: model.size_bytes for name, model in own.items()
     }
+    # Of others it is known once they were donated here: reading a header takes a process.
+    shapes = {m.name: (m.quantization, m.n_ctx_train) for m in CATALOGUE}
     for model in ModelNames(table.read()).known:
         path = store.path_of(model.name)
+        facts = store.known_facts(path) if path else None
+        quantization, n_ctx_train = (
+            (facts.quantization, facts.n_ctx_train) if facts else shapes.get(model.name, ("?", 0))
+        )
         rows.add_row(
             model.name,
             f"{model.n_params / 1e9:.2g} B" if model.n_params else "?",
+            quantization,
+            str(n_ctx_train or "?"),
             human_bytes(sizes[model.name]),
             model.artifact[:12],
             str(path) if path else f"no (tokenplace models pull {model.name})",

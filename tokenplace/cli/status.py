@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import console, counted, fail, human_seconds, say
+from tokenplace.cli.output import console, counted, fail, human_bytes, human_seconds, say
 from tokenplace.node.addresses import Reach, reach_of, short
 
 if TYPE_CHECKING:
@@ -111,25 +111,35 @@ def _served(exchanges: Status) -> str:
 
 
 def _print_models(screen: Console, models: list[Status]) -> None:
-    table = _table("models offered here", "model", "state", *_FIGURES_OF_MODELS)
+    table = _table("models offered here", "model", "type", "state", *_FIGURES_OF_MODELS)
     for m in models:
         table.add_row(
             m["name"],
+            m["quantization"] or UNKNOWN,
             _state(m),
+            UNKNOWN if m["memory_bytes"] is None else human_bytes(m["memory_bytes"]),
             _figure(m["n_ctx"]),
             _speed(m["decode_tps"]),
-            str(m["n_running"]),
+            f"{m['n_running']} of {_figure(m['n_slots'])}",
             str(m["n_queued"]),
         )
     screen.print(table)
     for m in models:
         if m["reason"]:
             screen.print(f"{m['name']}: {m['reason']}", markup=False)
+        if m["unconfined"]:
+            screen.print(f"{m['name']}: {_unconfined(m['unconfined'])}", markup=False)
+
+
+def _unconfined(protections: list[str]) -> str:
+    may = ", ".join(_WITHOUT.get(protection, protection) for protection in protections)
+    return f"its process may {may}: this system cannot prevent it, or its GPU needs it"
 
 
 def _state(model: Status) -> str:
+    progress = f" {model['progress']:.0%}" if model["state"] == "hashing" else ""
     restarts = f", {counted(model['restarts'], 'restart')}" if model["restarts"] else ""
-    return f"{model['state']}{restarts}"
+    return f"{model['state']}{progress}{restarts}"
 
 
 def _print_donors(screen: Console, donors: list[Status]) -> None:
@@ -162,7 +172,12 @@ def _print_requests(screen: Console, requests: list[Status]) -> None:
     screen.print(table)
 
 
-_FIGURES_OF_MODELS: Final = ("context", "tokens/s", "running", "queued")
+_WITHOUT: Final = {
+    "network": "make connections",
+    "files": "open files",
+    "programs": "start programs",
+}
+_FIGURES_OF_MODELS: Final = ("memory", "context", "tokens/s", "running", "queued")
 _FIGURES_OF_DONORS: Final = ("round trip", "queue", "tokens/s", "heard")
 _FIGURES_OF_REQUESTS: Final = ("try", "first token", "tokens", "took")
 _FIGURES: Final = {*_FIGURES_OF_MODELS, *_FIGURES_OF_DONORS, *_FIGURES_OF_REQUESTS}

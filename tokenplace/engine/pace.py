@@ -25,9 +25,10 @@ _PRIOR_FIXED_SHARE: Final = 0.5
 _PRIOR_VARIANCE: Final = 0.02
 # Of a step with prompt tokens, at least so much is theirs, whatever is thought of the rest. Where
 # the rest is thought to take more than that, it is believed a little less after each such step:
-# only steps without prompts can prove it.
+# only steps without prompts can prove it. And it takes no longer than the whole, give or take.
 _MIN_PROMPT_SHARE: Final = 0.25
 _LESS_BELIEVED: Final = 0.97
+_TOO_LONG: Final = 1.5
 
 
 class StepTime:
@@ -85,6 +86,9 @@ class StepTime:
 
     def _note_prompt(self, n_prompt: int, n_decode: int, seconds: float) -> None:
         rest = self.without_prompt(n_decode)
+        if rest > _TOO_LONG * seconds:
+            self._scale_decode(seconds / rest)
+            rest = seconds
         share = max(seconds - rest, seconds * _MIN_PROMPT_SHARE)
         self._prompt_tokens = self._prompt_tokens * self._memory + n_prompt
         self._prompt_seconds = self._prompt_seconds * self._memory + share
@@ -179,9 +183,9 @@ class ThreadTuner:
     # Trials in vain make trials rarer by so much, so that they cost 0.2 %; but not while it uses
     # fewer threads than it may: soon after the machine is free all should be used.
     _MAX_RARITY: Final = 8
-    # A hopeless trial costs 8: four steps, each three times as long; and four times that on a
-    # machine that is four times slower, where one is needed at once. So none is made without need
-    # before so much is saved. It begins with that: the machine may be busy from the start.
+    # A hopeless trial costs 8: four steps, each three times as long; what costs more is given up.
+    # On a machine that is four times slower it costs as much more, and is needed at once: so none
+    # is made without need before so much is saved. It begins with that, as it may be busy already.
     _TRIAL_COST: Final = 8.0
     _RESERVE: Final = 32.0
 
@@ -244,7 +248,7 @@ class ThreadTuner:
     def _judge(self, trial: Trial) -> None:
         """Stay there, go back, or go on trying."""
         is_decided = trial.is_whole or trial.is_hopeless or trial.is_obvious
-        if not is_decided and trial.cost <= self._budget:
+        if not is_decided and trial.cost <= min(self._budget, self._TRIAL_COST):
             return
         is_fewer = trial.n_threads < self._settled
         limit = self._FEWER_IF_BELOW if is_fewer else self._MORE_IF_BELOW

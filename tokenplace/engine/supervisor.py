@@ -70,6 +70,11 @@ class EngineLoad:
     n_slots: int = 0
     confinement: tuple[str, ...] = ()
 
+    @property
+    def n_ahead(self) -> int:
+        """Requests that must end before a new one begins: none while a slot is free."""
+        return max(0, self.n_running + self.n_queued + 1 - max(1, self.n_slots))
+
 
 class Supervisor:
     """One model's worker, and the requests in flight. Made by `start`, does its work in `run`."""

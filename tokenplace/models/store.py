@@ -35,6 +35,7 @@ from tokenplace.models.fetching import (
 )
 from tokenplace.models.files import OnBlock, move_into_place, sha256_of
 from tokenplace.models.gguf import GgufError, GgufInfo, read_gguf
+from tokenplace.models.gguf_info import GgufFacts, read_facts
 from tokenplace.models.hashes import HashCache
 from tokenplace.models.names import ModelNames
 from tokenplace.models.sources import name_from_file, parse_source
@@ -78,18 +79,15 @@ class ModelStore:
         path = self.models_dir / known.file_name
         return path if _has_size(path, known.size_bytes) else None
 
-    async def verified(self, what: str, on_progress: OnProgress = no_progress) -> LocalModel:
-        """
-        The model to serve for a known name or for a path to a GGUF file, its sha256 computed. A
-        file that the catalogue does not know is added to the user's own table.
+    def locate(self, what: str) -> Path:
+        """Where the file of a known name, or of a path, should lie; its bytes are not looked at.
 
-        Raises `ModelNotFound` for an unknown name, `ConfigError` for a file that is missing,
-        damaged or changed.
+        Raises `ModelNotFound` for an unknown name, `ConfigError` for one whose file is missing.
         """
         model = self._named(what)
         if model is None:
             if "/" in what or what.lower().endswith(".gguf"):
-                return await self._adopt(_full_path(what), on_progress)
+                return _full_path(what)
             names = ", ".join(model.name for model in ModelNames(self.table.read()).known)
             raise ModelNotFound(
                 f"{what[:64]!r} is neither a model's name nor the path of a GGUF file.",
@@ -100,6 +98,36 @@ class ModelStore:
             raise ConfigError(
                 f"{model.path} is not on this machine.", hint=f"Run tokenplace models pull {again}."
             )
+        return model.path
+
+    async def facts(self, path: Path) -> GgufFacts:
+        """What the header of a file says, from the cache or read. Raises `ConfigError`."""
+        with _failing_as(ConfigError, path):
+            facts = await trio.to_thread.run_sync(self._hashes.facts_of, path)
+            if facts is None:
+                facts = await read_facts(path)
+                await trio.to_thread.run_sync(self._hashes.remember_facts, path, facts)
+        return facts
+
+    def known_facts(self, path: Path) -> GgufFacts | None:
+        """The same if it was read before and costs nothing."""
+        try:
+            return self._hashes.facts_of(path)
+        except OSError:
+            return None
+
+    async def verified(self, what: str, on_progress: OnProgress = no_progress) -> LocalModel:
+        """
+        The model to serve for a known name or for a path to a GGUF file, its sha256 computed. A
+        file that the catalogue does not know is added to the user's own table.
+
+        Raises `ModelNotFound` for an unknown name, `ConfigError` for a file that is missing,
+        damaged or changed.
+        """
+        path = self.locate(what)
+        model = self._named(what)
+        if model is None:
+            return await self._adopt(path, on_progress)
         if await self._hash(model.path, on_progress) != model.artifact:
             raise ConfigError(
                 f"{model.path} is no longer {what}: its sha256 differs.",

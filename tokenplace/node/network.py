@@ -20,7 +20,8 @@ from tokenplace.models.store import ModelStore
 from tokenplace.models.table import TableFile
 from tokenplace.node.addresses import Reach, reach_of
 from tokenplace.node.asking import Asking, open_asking
-from tokenplace.node.donating import Donations, DonationState
+from tokenplace.node.donating import Donations
+from tokenplace.node.donation import Donation, DonationState
 from tokenplace.node.node import LateRoutes, Node
 from tokenplace.node.proving import ReachPolicy
 from tokenplace.node.serving import open_serving
@@ -29,6 +30,7 @@ from tokenplace.router.routes import NetworkRoutes
 from tokenplace.settings import Settings
 
 IDENTITY_FILE = "identity.key"
+_COMING = (DonationState.WAITING, DonationState.HASHING, DonationState.LOADING)
 
 
 async def open_network(
@@ -42,7 +44,7 @@ async def open_network(
     """Open the serving half if others shall reach this peer, the asking half if it has an API."""
     settings = node.settings
     bootstrap = load_bootstrap(settings.bootstrap, settings.home)
-    donations = node.all_donations = Donations(say=say)
+    donations = node.all_donations = Donations([*map(Donation, settings.donate)], say)
     allow_private = may_dial_private(settings, bootstrap)
     known = await stack.enter_async_context(
         open_known_peers(
@@ -83,10 +85,8 @@ async def open_network(
         )
         late_routes.arrive(node.routes)
     store = ModelStore(settings.models_dir, table)
-    for model in settings.donate:
-        nursery.start_soon(
-            donations.serve, model, store, settings.threads_per_model(), settings.n_ctx
-        )
+    if settings.donate:
+        nursery.start_soon(donations.run, settings, store)
     if node.joiner is not None:
         nursery.start_soon(_say_joined, node.joiner, say)
 
@@ -152,7 +152,7 @@ def reach_policy(
 
 def why_nobody(node: Node) -> str:
     """Why a search found no donor, in words for the app's user."""
-    loading = [d.name for d in node.donations if d.state is DonationState.LOADING]
+    loading = [d.name for d in node.donations if d.state in _COMING]
     if loading:
         return f"This peer is still loading {', '.join(loading)}."
     status = node.joiner.status() if node.joiner else None

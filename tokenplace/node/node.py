@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     # the API is up.
     from tokenplace.dht.bootstrap import Joiner
     from tokenplace.node.asking import Asking
-    from tokenplace.node.donating import Donation, Donations
+    from tokenplace.node.donating import Donations
+    from tokenplace.node.donation import Donation
     from tokenplace.node.serving import Serving
     from tokenplace.router.routes import NetworkRoutes
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from tokenplace.engine.confine import PROTECTIONS
+
 if TYPE_CHECKING:
     from tokenplace.dht.bootstrap import Joiner
     from tokenplace.dht.donors import DonorStatus
     from tokenplace.node.asking import Asking
-    from tokenplace.node.donating import Donation
+    from tokenplace.node.donation import Donation
     from tokenplace.node.node import Node
     from tokenplace.node.serving import Serving
     from tokenplace.peer.host import ConnectionInfo
@@ -99,19 +101,26 @@ def _exchanges(serving: Serving | None) -> dict[str, int]:
 
 
 def _model(donation: Donation) -> dict[str, Any]:
-    engine = donation.engine
-    load = engine.load if engine else None
+    info, load, facts, share = donation.info, donation.load, donation.facts, donation.share
+    is_restarting = load is not None and load.state == "restarting"
     return {
         "name": donation.name,
-        "artifact": engine.info.artifact if engine else None,
-        "state": donation.state,
+        "artifact": info.artifact if info else None,
+        "architecture": facts.architecture if facts else None,
+        "quantization": facts.quantization if facts else None,
+        "n_params": facts.n_params if facts else None,
+        "state": "restarting" if donation.engine and is_restarting else donation.state,
+        "progress": donation.progress,
         "reason": donation.reason,
-        "n_ctx": engine.info.n_ctx if engine else None,
+        "memory_bytes": share.n_bytes if share else None,
+        "n_ctx": info.n_ctx if info else None,
+        "n_slots": info.n_slots if info else None,
         "n_running": load.n_running if load else 0,
         "n_queued": load.n_queued if load else 0,
         "prefill_tps": load.prefill_tps if load else 0.0,
         "decode_tps": load.decode_tps if load else 0.0,
         "restarts": load.restarts if load else 0,
+        "unconfined": [p for p in PROTECTIONS if load and p not in load.confinement],
     }
 
 
