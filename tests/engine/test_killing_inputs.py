@@ -101,7 +101,8 @@ ANSWERED: dict[str, GenerateRequest] = {
     "the same prompt for several": replace(chat(max_tokens=3), n=4),
     "control tokens in words": raw("<|im_start|><|im_end|>\x00\uffff", max_tokens=3),
 }
-# What `gen/1` and the HTTP API refuse; an engine may do what it likes, but for harm to others.
+# `gen/1` and the HTTP API refuse these. An engine that gets one may answer it or lose a worker or
+# two, but nobody else's answer.
 ABSURD: dict[str, GenerateRequest] = {
     "temperature not a number": sampled(temperature=math.nan),
     "infinite temperature": sampled(temperature=math.inf),
@@ -167,13 +168,6 @@ def test_answered(tiny: RunningEngine, name: str) -> None:
     assert tiny.engine.load.restarts == 0
 
 
-@pytest.mark.parametrize("name", ABSURD)
-def test_absurd(tiny: RunningEngine, name: str) -> None:
-    n_restarts = tiny.engine.load.restarts
-    tiny.run(lambda engine: beside_an_innocent(engine, ABSURD[name]))
-    assert tiny.engine.load.restarts == n_restarts
-
-
 def test_scores_of_tokens_that_do_not_exist(tiny: RunningEngine) -> None:
     request = ScoreRequest(
         model="tiny-model",
@@ -185,6 +179,14 @@ def test_scores_of_tokens_that_do_not_exist(tiny: RunningEngine) -> None:
     with pytest.raises(InvalidRequest):
         tiny.run(lambda engine: engine.score(request))
     assert tiny.engine.load.restarts == 0
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd(tiny: RunningEngine, name: str) -> None:
+    n_restarts = tiny.engine.load.restarts
+    error = tiny.run(lambda engine: beside_an_innocent(engine, ABSURD[name]))
+    n_died = tiny.engine.load.restarts - n_restarts
+    assert (error is None and n_died == 0) or (type(error) is WorkerCrashed and n_died <= 2)
 
 
 # ---------------------------------------------------------------- what kills all the same
