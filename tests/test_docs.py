@@ -27,7 +27,16 @@ from tokenplace.api_shim.schemas import ChatCompletionRequest, CompletionRequest
 from tokenplace.cli.app import app as cli
 from tokenplace.dht.bootstrap import load_bootstrap, parse_bootstrap
 from tokenplace.errors import DONOR_ERRORS, ErrorCode, TokenplaceError
-from tokenplace.generation import Resume
+from tokenplace.features import Feature, Requirement
+from tokenplace.generation import (
+    ChatInput,
+    ChatMessage,
+    JsonObject,
+    Resume,
+    SamplingParams,
+    Tool,
+    ToolChoice,
+)
 from tokenplace.peer import gen1, wire
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,17 +112,42 @@ def test_the_codes_of_a_refusal() -> None:
 
 
 def test_the_keys_of_a_request() -> None:
-    request = make_request(resume=(Resume(0, (1,)),))
+    request = make_request(resume=(Resume(0, (1,)),), prompt_digest=bytes(32))
     sent = set(msgpack.unpackb(wire.encode_request(request, b"", b"", b"")))
     (table,) = tables(section(PROTOCOL, 4))
     assert {name for row in table for name in names_in(row[0])} == sent | {"credential"}
 
 
 def test_the_fields_of_gen1() -> None:
-    chat = make_request(stop=("x",), max_tokens=1, ignore_eog=True)
-    sent = set(json.loads(gen1.encode_body(chat)))
+    sampling = SamplingParams(
+        typical_p=0.5,
+        repeat_penalty=2,
+        presence_penalty=1,
+        frequency_penalty=1,
+        logit_bias=((1, 1),),
+    )
+    tool = Tool("look_up", "", "{}")
+    chat = ChatInput((ChatMessage("user", "x"),), (tool,), ToolChoice.NONE, False)
+    request = make_request(
+        input=chat,
+        sampling=sampling,
+        stop=("x",),
+        max_tokens=1,
+        ignore_eog=True,
+        n=2,
+        top_logprobs=0,
+        output=JsonObject(),
+    )
+    sent = set(json.loads(gen1.encode_body(request)))
     table = tables(section(PROTOCOL, 7))[0]
-    assert {names_in(row[0])[0] for row in table} == sent | {"messages", "prompt"}
+    fields = {name for row in table for name in names_in(row[0])}
+    assert fields == sent | {"prompt"}
+
+
+def test_what_a_request_may_require() -> None:
+    (listed,) = re.findall(r"^`requires` MUST name .*$", PROTOCOL, re.MULTILINE)
+    assert set(Requirement) <= set(names_in(listed))
+    assert set(Feature) <= set(names_in(section(PROTOCOL, 3)))
 
 
 def test_sections_that_the_code_names_exist() -> None:

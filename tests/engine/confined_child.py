@@ -42,12 +42,9 @@ def fork() -> None:
         os._exit(0)
 
 
-def take_memory(n_bytes: int) -> None:
-    np.empty(n_bytes, np.uint8).fill(0)
-
-
 def attempts(kept_fd: int, pipe: socket.socket) -> dict[str, Callable[[], object]]:
     growth = defaults.WORKER_GROWTH_BYTES
+    stacks = 2 * (8 << 20) * (os.cpu_count() or 1)  # more than are allowed for
     return {
         "read a file": lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)),
         "write a file": lambda: os.close(os.open("/tmp/tokenplace-test", os.O_CREAT | os.O_RDWR)),
@@ -67,8 +64,8 @@ def attempts(kept_fd: int, pipe: socket.socket) -> dict[str, Callable[[], object
         "thread": run_a_thread,
         "random": lambda: os.urandom(8),
         "own limits": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
-        "some memory": lambda: take_memory(growth // 64),
-        "much memory": lambda: take_memory(growth + (1 << 20)),
+        "some memory": lambda: np.empty(growth // 2, np.uint8),
+        "much memory": lambda: np.empty(growth + stacks, np.uint8),
     }
 
 

@@ -43,7 +43,7 @@ def _repeating_grammar(vocabulary: Any) -> None:
 
 
 def _all_memory(_vocabulary: Any) -> None:
-    bytearray(2 * defaults.WORKER_GROWTH_BYTES)
+    bytearray(4 * defaults.WORKER_GROWTH_BYTES)  # stacks of many threads are allowed for
 
 
 KILLERS: Final[dict[str, Callable[[Any], None]]] = {

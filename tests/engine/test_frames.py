@@ -15,7 +15,11 @@ from tokenplace import defaults
 from tokenplace.engine.frames import BadFrame, FrameDecoder, encode_frame
 from tokenplace.engine.messages import (
     Cancel,
+    Count,
+    Counted,
     Done,
+    Embed,
+    Embedded,
     FromWorker,
     Load,
     LoadFailed,
@@ -24,21 +28,34 @@ from tokenplace.engine.messages import (
     Queued,
     Ready,
     Refused,
+    Score,
+    Scored,
     ToWorker,
     from_value,
     to_value,
 )
 
 MESSAGES: list[ToWorker | FromWorker] = [
-    Load("/models/tiny.gguf", 2, None),
-    submit(segments=(("a", True), ("<|im_end|>", False)), stop=(b"\n", b"END")),
+    Load("/models/tiny.gguf", 2, None, 8, 1 << 30, "q8_0", None, "auto"),
+    submit(
+        segments=(("a", True), ("<|im_end|>", False)),
+        stop=(b"\n", b"END"),
+        resume=((0, (5, 6)), (2, ())),
+        digest=bytes(32),
+    ),
     Cancel(7),
+    Embed(1, "alice", ("one", "two"), None),
+    Count(1, (("a", True),)),
+    Score(1, "alice", (("a", True),), (5, 6), bytes(16), (), bytes(8), 0),
     LoadFailed("no"),
-    Ready(4096, "{{ x }}", "<s>", "</s>", ("<s>", "</s>"), "KV f16", 160.5, 90.0),
+    Ready(4096, 8, "{{ x }}", "<s>", "</s>", ("<s>", "</s>"), "KV f16", 160.5, 90.0, ("network",)),
     Queued(1, b"d" * 32, 12, 3, 4096, 100, 250, 1),
     Progress(1, "prefill", 0.5, 0),
-    NewTokens(1, 4, (17, 2), (b"\xf0\x9f", b"\x98\x80")),
-    Done(1, None, b"END", 12, 3, 40, 0, 90, 400, 161.0, 91.0),
+    NewTokens(1, 0, 4, (17, 2), (b"\xf0\x9f", b"\x98\x80"), ((-0.5, ((17, b"\xf0\x9f", -0.5),)),)),
+    Done(1, ((0, b"END"), (1, 2), (2, "length")), 12, 3, 40, 0, 90, 400, 161.0, 91.0),
+    Embedded(1, 0, (bytes(8),), (3,), True),
+    Counted(1, 12),
+    Scored(1, 0, ((-0.5, 0.0, 0, 0.0),), (17,), 12, True),
     Refused(1, "context_length_exceeded", "too long", (("n_prompt", 9), ("n_ctx", 8))),
 ]
 VALUES = st.recursive(

@@ -219,11 +219,11 @@ def test_a_second_death_resumes_from_both_workers() -> None:
     assert answer.n_resumes == 2
 
 
-def test_it_waits_since_the_first_death() -> None:
+def test_it_waits_since_the_last_death() -> None:
     answer = answer_to(submit(), QUEUED)
     answer.requeue(5.0)
     answer.requeue(7.0)
-    assert answer.requeued_at == 5.0
+    assert answer.requeued_at == 7.0
     answer.again(8.0)
     assert answer.requeued_at is None
 

@@ -360,15 +360,26 @@ async def test_newcomers_wait_until_nobody_is_suspected(
     frail.wait_for(2)
     frail.let_die_once()
     asked = [story("killed once at 3: a fox"), story("a wolf")]
+    newcomer = story("a hare")
+    ended: list[Submit] = []
     async with supervised(frail) as supervisor:
         suspects = [await supervisor.submit(one) for one in asked]
-        await until(lambda: supervisor.load.restarts == 1)
-        assert supervisor.load.state == "restarting"
-        newcomer = story("a hare")
-        assert_whole(await read(supervisor, newcomer), newcomer)
-        for suspect in suspects:  # both trials were over before it began
-            while not isinstance(mail := await suspect.receive(), Done):
-                assert not isinstance(mail, TokenplaceError)
+        has_died = trio.Event()
+
+        async def read_suspect(place: int) -> None:
+            async for mail in mails_of(suspects[place]):
+                if isinstance(mail, Alive):
+                    assert supervisor.load.state == "restarting"
+                    has_died.set()
+            ended.append(asked[place])
+
+        async with trio.open_nursery() as nursery:
+            for place in range(2):
+                nursery.start_soon(read_suspect, place)
+            await has_died.wait()
+            answer = await supervisor.submit(newcomer)
+            assert sorted(ended, key=asked.index) == asked, "no trial is going on"
+            assert_whole([mail async for mail in mails_of(answer)], newcomer)
 
 
 async def test_closing_ends_those_that_wait_for_a_worker(frail: Frail) -> None:

@@ -28,6 +28,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _READ_BYTES: Final = 1 << 16
 
+_STACK_BYTES: Final = 8 << 20  # of a thread, where the user's limit does not say
+
 NETWORK: Final = "network"
 FILES: Final = "files"
 PROGRAMS: Final = "programs"
@@ -126,10 +128,12 @@ def _limit_growth() -> None:
     """Bound what a request can make this process take; over it, the request costs the process.
 
     Not RLIMIT_AS: mapped weights count there. RLIMIT_DATA counts what can be written and belongs to
-    this process alone: heap, KV cache, stacks.
+    this process alone: heap, KV cache, and the stacks of threads, which start with the first step.
     """
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as status:
             (data_kb,) = (line.split()[1] for line in status if line.startswith("VmData:"))
-        limit = int(data_kb) * 1024 + defaults.WORKER_GROWTH_BYTES
+        stack_bytes = max(resource.getrlimit(resource.RLIMIT_STACK)[0], _STACK_BYTES)
+        stacks_bytes = stack_bytes * (os.cpu_count() or 1)
+        limit = int(data_kb) * 1024 + stacks_bytes + defaults.WORKER_GROWTH_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence as AbstractSequence
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import llama_cpp as lib
 import numpy as np
@@ -56,11 +56,14 @@ class _Log:
     Errors are kept while loading, before any prompt exists; the rest is dropped.
     """
 
+    _callback: ClassVar[Any] = None
+
     def __init__(self) -> None:
         self._errors: list[str] = []
         self._is_loading = True
-        self._callback = lib.llama_log_callback(self._receive)  # must live as long as the library
-        lib.llama_log_set(self._callback, None)
+        # llama.cpp calls the last one for ever, so it outlives its model.
+        _Log._callback = lib.llama_log_callback(self._receive)
+        lib.llama_log_set(_Log._callback, None)
 
     def _receive(self, level: int, text: bytes, _user_data: object) -> None:
         if self._is_loading and level == _LOG_ERROR:

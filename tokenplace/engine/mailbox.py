@@ -186,8 +186,7 @@ class Answer:
     def requeue(self, now: float) -> None:
         """Its worker died, and it waits for the next."""
         self.n_resumes += 1
-        if self.requeued_at is None:
-            self.requeued_at = now
+        self.requeued_at = now
         self._first_token_at = None
         self._say_requeued()
 

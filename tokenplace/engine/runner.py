@@ -283,7 +283,9 @@ class Runner:
         if answering.choices:
             return []
         del self._requests[answering.request]
-        return [answering.done(self._clock(), self.pace.prefill_tps, self.pace.decode_tps)]
+        # What a newcomer would get now; when all is done, the speed of one alone.
+        decode_tps = self.pace.stream_tps(len(self._scheduler.running))
+        return [answering.done(self._clock(), self.pace.prefill_tps, decode_tps)]
 
     def _end(self, request: int) -> None:
         for sequence in self._requests.pop(request).sequences:
@@ -336,9 +338,8 @@ class Runner:
         ahead = self._scheduler.in_order()
         ahead = ahead[: ahead.index(sequence)]
         n_running = self._backend.size.n_running
-        token_s = self.pace.seconds_for_decode(1) * max(
-            1, min(n_running, len(running) + len(ahead))
-        )
+        n_beside = min(n_running - 1, len(running) + len(ahead))
+        token_s = self.pace.seconds_for_decode(1, n_beside)
         # When each seat is free again; the newcomers take the first that is.
         free_at = [(s.max_new - s.n_new) * token_s for s in running]
         free_at += [0.0] * (n_running - len(free_at))

@@ -46,7 +46,8 @@ _COMPUTING: Final = (
     # Threads, and the process itself.
     *(_Call(273, 99), _Call(334, 293), _Call(218, 96)),  # set_robust_list, rseq, set_tid_address
     *(_Call(186, 178), _Call(39, 172), _Call(110, 173)),  # gettid, getpid, getppid
-    *(_Call(204, 123), _Call(309, 168), _Call(324, 283)),  # sched_getaffinity, getcpu, membarrier
+    *(_Call(309, 168), _Call(324, 283), _Call(204, 123)),  # getcpu, membarrier, sched_getaffinity
+    _Call(203, 122),  # sched_setaffinity: where OMP_PROC_BIND is set, no thread starts without it
     *(_Call(60, 93), _Call(231, 94)),  # exit, exit_group
     *(_Call(13, 134), _Call(14, 135)),  # rt_sigaction, rt_sigprocmask
     *(_Call(15, 139), _Call(131, 132)),  # rt_sigreturn, sigaltstack

@@ -168,7 +168,7 @@ class Supervisor:
         with trio.move_on_after(defaults.RESTART_WAIT_S):
             await self._is_open.wait()
         if self._to_worker is None or not self._is_open.is_set():
-            raise WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S)
+            raise _no_worker()
         if len(self._answers) >= defaults.MAX_OPEN_EXCHANGES:
             raise DonorBusy
         now = trio.current_time()
@@ -274,14 +274,14 @@ class Supervisor:
         """
         while True:
             now = trio.current_time()
-            owes = self._to_worker is not None and bool(self._answers)
-            if owes and now - self._last_heard_at >= defaults.WORKER_STALL_S:
+            if self._to_worker is None:
+                for answer in [*self._answers.values()]:
+                    since = answer.requeued_at
+                    if since is not None and now - since >= defaults.RESUME_WAIT_S:
+                        self._fail(answer, _no_worker())
+            elif self._answers and now - self._last_heard_at >= defaults.WORKER_STALL_S:
                 self._is_stalled = True
                 self._worker.child.kill()
-            for answer in [*self._answers.values()]:
-                since = answer.requeued_at
-                if since is not None and now - since >= defaults.RESUME_WAIT_S:
-                    self._fail(answer, WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S))
             await trio.sleep(min(defaults.WORKER_STALL_S, defaults.RESUME_WAIT_S) / 10)
 
     # ------------------------------------------------------------ over a crash
@@ -332,3 +332,8 @@ class Supervisor:
         answer.fail(error)
         del self._answers[answer.request]
         self._triage.leave(answer.request)
+
+
+def _no_worker() -> WorkerCrashed:
+    """There is no worker, and nobody knows when there will be."""
+    return WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S)
