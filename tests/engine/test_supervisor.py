@@ -14,7 +14,7 @@ import trio
 
 from tests.conftest import ROOT
 from tests.engine import frail_worker
-from tests.engine.parts import BOB, alone, submit, until
+from tests.engine.parts import BOB, alone, submit
 from tokenplace import defaults
 from tokenplace.engine import launch
 from tokenplace.engine.launch import EngineSpec
@@ -361,25 +361,15 @@ async def test_newcomers_wait_until_nobody_is_suspected(
     frail.let_die_once()
     asked = [story("killed once at 3: a fox"), story("a wolf")]
     newcomer = story("a hare")
-    ended: list[Submit] = []
     async with supervised(frail) as supervisor:
         suspects = [await supervisor.submit(one) for one in asked]
-        has_died = trio.Event()
-
-        async def read_suspect(place: int) -> None:
-            async for mail in mails_of(suspects[place]):
-                if isinstance(mail, Alive):
-                    assert supervisor.load.state == "restarting"
-                    has_died.set()
-            ended.append(asked[place])
-
-        async with trio.open_nursery() as nursery:
-            for place in range(2):
-                nursery.start_soon(read_suspect, place)
-            await has_died.wait()
-            answer = await supervisor.submit(newcomer)
-            assert sorted(ended, key=asked.index) == asked, "no trial is going on"
-            assert_whole([mail async for mail in mails_of(answer)], newcomer)
+        while not isinstance(await suspects[0].receive(), Alive):
+            pass
+        assert supervisor.load.state == "restarting"
+        answer = await supervisor.submit(newcomer)
+        load = supervisor.load
+        assert load.n_running + load.n_queued == 1, "both trials are over"
+        assert_whole([mail async for mail in mails_of(answer)], newcomer)
 
 
 async def test_closing_ends_those_that_wait_for_a_worker(frail: Frail) -> None:
