@@ -326,17 +326,17 @@ DEFAULT_KV_BYTES: Final = 2 << 30  # 16 requests of 4,096 tokens with SmolLM2 ar
 RESTART_DELAY_S: Final = 0.1  # before a dead worker's first restart, then doubled each time
 RESTART_DELAY_MAX_S: Final = 30.0
 RESTART_WAIT_S: Final = 5.0  # that a request waits for one: half of what a silent donor is given
-# That an answer which had begun waits for one. A requester gives up earlier if its own deadlines say
-# so; loading 8 GB that are in the page cache takes a few seconds.
+# That an answer which had begun waits for one. A requester gives up earlier if its own deadlines
+# say so; loading 8 GB that are in the page cache takes a few seconds.
 RESUME_WAIT_S: Final = 60.0
-# Of one answer. Two for each request that kills workers beside it: when it is suspected with others,
-# and when it is found out.
+# Of one answer. Two for each request that kills workers beside it: when it is suspected with
+# others, and when it is found out.
 MAX_RESUMES: Final = 4
 # After its first new token a suspect has passed what it died of before: tokens that were computed
 # and not yet sent are those of one tick.
 PROBATION_S: Final = 0.2
-# Memory that a worker may take beyond what it has when its model is loaded: logits of SCORE_ROWS rows
-# are 32 MB, grammars and their tables tens.
+# Memory that a worker may take beyond what it has when its model is loaded: logits of SCORE_ROWS
+# rows are 32 MB, grammars and their tables tens.
 WORKER_GROWTH_BYTES: Final = 2 << 30
 RENDER_TIMEOUT_S: Final = 2.0  # a long chat takes 5 ms
 HELPER_START_TIMEOUT_S: Final = 10.0  # 0.2 to 0.5 s; a busy machine needs more
@@ -364,10 +364,11 @@ MAX_EMBED_INPUTS: Final = 2048
 MAX_EMBED_TOKENS: Final = 300_000
 MAX_EMBED_DIMENSIONS: Final = 8192  # of a model; twice the largest in use. 2048 vectors: 64 MiB
 MAX_EMBED_BATCH: Final = 64  # texts computed together: with 8 tokens each they fill a step
-# Characters tokenised in one step: 10 ms of usual text, 0.12 s of the worst. One text may be larger.
+# Characters tokenised in one step: 10 ms of usual text, 0.12 s of the worst. One text may be
+# larger.
 EMBED_READ_CHARS: Final = 64 << 10
-# UTF-8 that is tokenised only to be counted: 250,000 tokens of text. It holds up running answers, by
-# 0.2 s, or 2 s with the worst text.
+# UTF-8 that is tokenised only to be counted: 250,000 tokens of text. It holds up running answers,
+# by 0.2 s, or 2 s with the worst text.
 MAX_COUNT_BYTES: Final = 1 << 20
 # Rows of logits that a step of scoring keeps: 32 of a vocabulary of 262,144 are 34 MB.
 SCORE_ROWS: Final = 32

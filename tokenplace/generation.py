@@ -120,6 +120,22 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
 
+    @property
+    def is_in_range(self) -> bool:
+        """Are the values such that a sampler can work with them? NaN is in no range."""
+        return (
+            0 <= self.temperature <= 2
+            and self.top_k >= 0
+            and 0 < self.top_p <= 1
+            and 0 <= self.min_p <= 1
+            and 0 < self.typical_p <= 1
+            and 0 < self.repeat_penalty <= 10
+            and self.repeat_last_n >= 0
+            and -2 <= self.presence_penalty <= 2
+            and -2 <= self.frequency_penalty <= 2
+            and all(-100 <= bias <= 100 for _, bias in self.logit_bias)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class JsonObject:

@@ -86,6 +86,13 @@ REFUSED: dict[str, tuple[GenerateRequest, type[TokenplaceError]]] = {
     "a schema of nothing": (shaped({"enum": []}), InvalidRequest),
     "a schema of no choice": (shaped({"anyOf": []}), InvalidRequest),
     "a schema from elsewhere": (shaped({"$ref": "https://example.com/x"}), InvalidRequest),
+    "temperature not a number": (sampled(temperature=math.nan), InvalidRequest),
+    "infinite temperature": (sampled(temperature=math.inf), InvalidRequest),
+    "top_p not a number": (sampled(temperature=1.0, top_p=math.nan), InvalidRequest),
+    "negative top_p": (sampled(temperature=1.0, top_p=-1.0), InvalidRequest),
+    "negative top_k": (sampled(temperature=1.0, top_k=-5), InvalidRequest),
+    "min_p of seven": (sampled(temperature=1.0, min_p=7.0), InvalidRequest),
+    "a penalty of nothing": (sampled(repeat_penalty=0.0), InvalidRequest),
 }
 ANSWERED: dict[str, GenerateRequest] = {
     "a schema of a million letters": shaped({"type": "string", "maxLength": 1_000_000}),
@@ -100,17 +107,6 @@ ANSWERED: dict[str, GenerateRequest] = {
     "no temperature to speak of": sampled(temperature=1e-300),
     "the same prompt for several": replace(chat(max_tokens=3), n=4),
     "control tokens in words": raw("<|im_start|><|im_end|>\x00\uffff", max_tokens=3),
-}
-# `gen/1` and the HTTP API refuse these. An engine that gets one may answer it or lose a worker or
-# two, but nobody else's answer.
-ABSURD: dict[str, GenerateRequest] = {
-    "temperature not a number": sampled(temperature=math.nan),
-    "infinite temperature": sampled(temperature=math.inf),
-    "top_p not a number": sampled(temperature=1.0, top_p=math.nan),
-    "negative top_p": sampled(temperature=1.0, top_p=-1.0),
-    "negative top_k": sampled(temperature=1.0, top_k=-5),
-    "min_p of seven": sampled(temperature=1.0, min_p=7.0),
-    "a penalty of nothing": sampled(repeat_penalty=0.0),
 }
 
 
@@ -179,14 +175,6 @@ def test_scores_of_tokens_that_do_not_exist(tiny: RunningEngine) -> None:
     with pytest.raises(InvalidRequest):
         tiny.run(lambda engine: engine.score(request))
     assert tiny.engine.load.restarts == 0
-
-
-@pytest.mark.parametrize("name", ABSURD)
-def test_absurd(tiny: RunningEngine, name: str) -> None:
-    n_restarts = tiny.engine.load.restarts
-    error = tiny.run(lambda engine: beside_an_innocent(engine, ABSURD[name]))
-    n_died = tiny.engine.load.restarts - n_restarts
-    assert (error is None and n_died == 0) or (type(error) is WorkerCrashed and n_died <= 2)
 
 
 # ---------------------------------------------------------------- what kills all the same

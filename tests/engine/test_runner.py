@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,26 @@ def test_the_grammar_decides_and_ends_the_answer(runner: Runner) -> None:
 
 def test_a_grammar_that_is_none_is_the_apps_fault(runner: Runner) -> None:
     refused = refused_of(runner.submit(submit(grammar="!")))
+    assert refused.code == ErrorCode.INVALID_REQUEST
+    assert runner.is_idle
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"min_p": 7.0},
+        {"top_p": 0.0},
+        {"temperature": float("nan")},
+        {"repeat_penalty": 0.0},
+        {"typical_p": -1.0},
+        {"top_k": -5},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": ((3, 1e9),)},
+    ],
+    ids=lambda absurd: next(iter(absurd)),
+)
+def test_absurd_sampling_is_refused(runner: Runner, absurd: dict[str, Any]) -> None:
+    refused = refused_of(runner.submit(submit(sampling=SamplingParams(**absurd))))
     assert refused.code == ErrorCode.INVALID_REQUEST
     assert runner.is_idle
 
@@ -498,7 +519,7 @@ def test_what_had_ended_already_ends_at_once(
     runner: Runner, of: dict[str, object], end: object
 ) -> None:
     asked = submit(digest=digest_of(submit()), **of)  # type: ignore[arg-type]
-    queued, done = runner.submit(asked)
+    _, done = runner.submit(asked)
     assert isinstance(done, Done)
     assert (done.ends, done.n_completion) == (((0, end),), 0)
     assert runner.is_idle

@@ -65,11 +65,12 @@ def test_one_buckets_idle_prefixes_hold_at_most_half() -> None:
     assert [len(slot.ids) for slot in table.slots] == [0, 6, 6, 0]
 
 
-def test_what_is_larger_than_the_quota_is_not_kept() -> None:
+def test_one_long_conversation_is_kept_whatever_its_length() -> None:
     table = SlotTable(2, 20)
-    gone = leave_prefix(table, 0, [1] * 11)
+    leave_prefix(table, 0, [2] * 6)
+    gone = leave_prefix(table, 1, [1] * 11)
     assert [slot.index for slot in gone] == [0]
-    assert table.n_taken == 0
+    assert table.n_taken == 11
 
 
 def test_room_is_made_at_the_cost_of_who_holds_most_prefixes() -> None:

@@ -278,7 +278,10 @@ class Scoring:
 
 def _check_ids(submit: Submit, vocabulary: Vocabulary) -> None:
     """A request may name tokens: whether there are such only the model knows."""
-    bias = SamplingParams(*submit.sampling).logit_bias
+    sampling = SamplingParams(*submit.sampling)
+    if not sampling.is_in_range:
+        raise BadPrompt(ErrorCode.INVALID_REQUEST, "A sampling parameter is out of its range.")
+    bias = sampling.logit_bias
     if not _all_known(tuple(token_id for token_id, _ in bias), vocabulary):
         raise BadPrompt(
             ErrorCode.INVALID_REQUEST,

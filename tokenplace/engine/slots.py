@@ -72,7 +72,7 @@ class SlotTable:
     def __init__(self, n_slots: int, n_cells: int) -> None:
         self.slots = [Slot(index) for index in range(n_slots)]
         self.n_cells = n_cells
-        # Half of all: a donor's only requester keeps plenty, two never turn out each other's.
+        # Of one bucket. Half of all: two buckets never turn out each other's.
         self.idle_quota = n_cells // 2
         self._n_uses = 0
 
@@ -134,10 +134,12 @@ class SlotTable:
         )
         self._n_uses += 1
         slot.used_at = self._n_uses
+        mine = [s for s in self.slots if s.is_idle_prefix and s.bucket == sequence.bucket]
+        mine.sort(key=lambda s: s.used_at)
         gone = []
-        while self._idle_cells(sequence.bucket) > self.idle_quota:
-            mine = [s for s in self.slots if s.is_idle_prefix and s.bucket == sequence.bucket]
-            gone.append(min(mine, key=lambda s: s.used_at))
+        # One may be larger: a donor's only requester has a long conversation.
+        while len(mine) > 1 and sum(s.n_cells for s in mine) > self.idle_quota:
+            gone.append(mine.pop(0))
             self.forget(gone[-1])
         return gone
 
@@ -155,9 +157,6 @@ class SlotTable:
             key=lambda s: (-n_held[s.bucket], s.used_at),
             default=None,
         )
-
-    def _idle_cells(self, bucket: str) -> int:
-        return sum(s.n_cells for s in self.slots if s.is_idle_prefix and s.bucket == bucket)
 
     @staticmethod
     def _scope_of(slot: Slot) -> bytes | None:
