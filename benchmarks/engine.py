@@ -42,7 +42,7 @@ from tokenplace.settings import default_home, models_dir_of
 
 ROUNDS: Final = 3
 N_NEW: Final = 128
-QUICK_N_NEW: Final = 64
+QUICK_N_NEW: Final = 48
 N_THREADS: Final = 2
 
 WORKLOADS: Final[dict[str, Callable[[Bench], Awaitable[list[Row]]]]] = {
@@ -70,8 +70,8 @@ async def measure(names: Sequence[str], bench: Bench) -> list[Row]:
             ratio = "" if row.ratio is None else f", ratio {row.ratio:.3g}"
             print(f"  {row.workload}: {row.ours:.3g} {row.unit}{ratio}", file=sys.stderr)
             rows.append(row)
-    rows.append(others_row("CPU of other processes, median", median(bench.others)))
-    rows.append(others_row("CPU of other processes, highest", max(bench.others)))
+    rows.append(others_row("CPU of others, median", median(bench.others)))
+    rows.append(others_row("CPU of others, highest", max(bench.others)))
     return rows
 
 

@@ -94,7 +94,7 @@ def together_rows(
     rate = Compared.of([(ours.tokens_per_s, rival.tokens_per_s) for ours, rival in pairs])
     first = Compared.of([(ours.first_s, rival.first_s) for ours, rival in pairs])
     return [
-        compared_row(f"{what}: speed of all", n, rate, "tokens/s", rate.ratio >= speed_aim),
+        compared_row(f"{what}: speed", n, rate, "tokens/s", rate.ratio >= speed_aim),
         compared_row(f"{what}: first token", n, first, "s", first.ratio <= first_aim),
     ]
 
@@ -120,12 +120,12 @@ async def stall(bench: Bench) -> list[Row]:
     gap = Compared.of([(ours.gap_s, rival.gap_s) for ours, rival in pairs])
     first = Compared.of([(ours.first_s, rival.first_s) for ours, rival in pairs])
     total = Compared.of([(ours.total_s, rival.total_s) for ours, rival in pairs])
-    what = f"a prompt of {N_LONG_PROMPT} arrives"
+    what = f"{N_LONG_PROMPT} tokens arrive"
     total_ok = total.ratio <= STALL_TOTAL_AIM
     return [
         compared_row(f"{what}: longest gap", N_STREAMS, gap, "s", gap.ours <= STALL_AIM_S),
-        compared_row(f"{what}: all are answered", N_STREAMS, total, "s", total_ok),
-        compared_row(f"{what}: its first token", N_STREAMS, first, "s", None),
+        compared_row(f"{what}: total time", N_STREAMS, total, "s", total_ok),
+        compared_row(f"{what}: first token", N_STREAMS, first, "s", None),
     ]
 
 
@@ -172,8 +172,8 @@ async def chat(bench: Bench) -> list[Row]:
     grown = Compared.of([(ours[-1] / ours[0], rival[-1] / rival[0]) for ours, rival in pairs])
     ok = grown.ours <= TURN_AIM
     return [
-        compared_row("a chat: first token of the last turn", TURNS, last, "s", None),
-        compared_row("a chat: that, by that of the first", TURNS, grown, "times", ok),
+        compared_row("chat: last turn's first token", TURNS, last, "s", None),
+        compared_row("chat: that ÷ the first turn's", TURNS, grown, "times", ok),
     ]
 
 
@@ -196,7 +196,7 @@ async def cancel(bench: Bench) -> list[Row]:
 
     async with bench.both(1, N_LONG_PROMPT + N_CTX) as arms:
         took = Compared.of(await bench.compare(arms, run))
-    what = "cancelled in prefill: the next one's token"
+    what = "cancelled: the next one's token"
     return [compared_row(what, 1, took, "s", took.ours <= CANCEL_AIM_S)]
 
 
@@ -215,9 +215,7 @@ async def python(bench: Bench) -> list[Row]:
         return Row(what, MANY, percent, None, None, "%", aim is None or ok)
 
     return [
-        row(
-            "the worker's Python, of its time", lambda share: share.total - share.llama, PYTHON_AIM
-        ),
+        row("Python, of the worker's time", lambda share: share.total - share.llama, PYTHON_AIM),
         row("  filling batches", lambda share: share.batch),
         row("  deciding and drawing", lambda share: share.step),
         row("  the pipe", lambda share: share.pipe),
@@ -245,8 +243,8 @@ async def network(n_threads: int, bench: Bench) -> list[Row]:
     threads = "one thread" if n_threads == 1 else f"{n_threads} threads"
     ok = rate.ratio >= NETWORK_AIM if n_threads == 1 else None
     return [
-        compared_row(f"network ÷ engine, {threads}: speed of all", MANY, rate, "tokens/s", ok),
-        compared_row(f"network ÷ engine, {threads}: first token", MANY, first, "s", None),
+        compared_row(f"network, {threads}: speed", MANY, rate, "tokens/s", ok),
+        compared_row(f"network, {threads}: first token", MANY, first, "s", None),
     ]
 
 
@@ -265,4 +263,4 @@ async def locked(bench: Bench) -> list[Row]:
         pairs = await bench.compare((ours, llama), run)
     rate = Compared.of([(ours.tokens_per_s, rival.tokens_per_s) for ours, rival in pairs])
     ok = rate.ratio >= LOCKED_AIM
-    return [compared_row("÷ `Llama` behind a lock: speed of all", MANY, rate, "tokens/s", ok)]
+    return [compared_row("`Llama` behind a lock: speed", MANY, rate, "tokens/s", ok)]

@@ -58,9 +58,9 @@ class ChildProcess:
             **os.environ,
             "GGML_NO_BACKTRACE": "1",  # an abort would run gdb for seconds
             "OPENBLAS_NUM_THREADS": "1",  # numpy's pool: nothing here needs it
-            # How long llama.cpp's threads spin for each other before they sleep, in rounds of
-            # libgomp's. Its own 300,000 outlast a time slice: on a busy machine two threads then
-            # are several times slower than with these, on a quiet one they are as fast.
+            # How long llama.cpp's threads spin for each other before they sleep. On a busy machine
+            # libgomp's own 300,000 rounds outlast a time slice and make two threads several times
+            # slower than these; on a quiet one both are as fast.
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         }
         with theirs:
