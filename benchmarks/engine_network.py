@@ -63,7 +63,9 @@ async def open_network(folder: Path, n_threads: int) -> AsyncIterator[Network]:
     """A donor that offers the default model, and a peer that knows it."""
     async with open_peers(folder) as peers:
         bootstrap = await peers.start_bootstrap()
-        donor = await peers.start_donor("donor", DEFAULT_MODEL.name, bootstrap, n_threads)
+        donor = await peers.start_donor(
+            "donor", DEFAULT_MODEL.name, bootstrap, n_threads, n_slots=8
+        )
         asker, api = await peers.start_asker("asker", bootstrap, 0)
         await donor.wait(is_offering)
         await asker.wait(lambda status: status["donors"])

@@ -123,11 +123,15 @@ class PeerGroup:
         return addr
 
     async def start_donor(
-        self, name: str, model: str, bootstrap: str, n_threads: int
+        self, name: str, model: str, bootstrap: str, n_threads: int, n_slots: int = 4
     ) -> PeerProcess:
-        """Start a donor on loopback; it may still be loading its model."""
+        """Start a donor on loopback; it may still be loading its model.
+
+        Several share this machine, so each computes fewer requests at once than it would alone.
+        """
         serve = ("--donate", model, "--yes", "--listen", LOOPBACK, "--no-api")
-        return await self.start(name, *serve, "--threads", str(n_threads), "--bootstrap", bootstrap)
+        size = ("--threads", str(n_threads), "--parallel", str(n_slots))
+        return await self.start(name, *serve, *size, "--bootstrap", bootstrap)
 
     async def start_asker(
         self, name: str, bootstrap: str, api_port: int

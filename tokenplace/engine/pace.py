@@ -269,12 +269,13 @@ class ThreadTuner:
 
 
 class Trial:
-    """Some steps as before, then as many with another number of threads. Times are in usual times.
+    """Steps as before, and steps with another number of threads. Times are in usual times.
 
-    The first step with the other number is not judged: threads are started in it.
+    They take turns, a b b a, because what is computed changes meanwhile: a prompt has been read, and
+    steps are shorter since. One after the other would take that for the threads' doing.
     """
 
-    _STEPS: Final = 16  # with 30 % of noise a mean of them is known to 4 %
+    _STEPS: Final = 16  # of each kind; with 30 % of noise a mean of them is known to 4 %
     _FEW_STEPS: Final = 3  # are enough, if they take so many times as long:
     _HOPELESS: Final = 1.5
     _OBVIOUS: Final = 0.5
@@ -284,27 +285,24 @@ class Trial:
         self.cost = 0.0  # how much longer these steps took than they would have without it
         self._before: list[float] = []
         self._after: list[float] = []
-        self._has_begun = False
 
     def note(self, taken: float) -> None:
         """Count a step in."""
         if self.is_before:
             self._before.append(min(taken, _MAX_TIMES))
-            return
-        self.cost += taken - self.before
-        if self._has_begun:
+        else:
             self._after.append(min(taken, _MAX_TIMES))
-        self._has_begun = True
+            self.cost += taken - self.before
 
     @property
     def is_before(self) -> bool:
         """Does the next step use as many threads as before?"""
-        return len(self._before) < self._STEPS
+        return (len(self._before) + len(self._after)) % 4 in (0, 3)
 
     @property
     def is_whole(self) -> bool:
         """Are there as many steps as needed?"""
-        return len(self._after) == self._STEPS
+        return len(self._after) >= self._STEPS and len(self._before) >= self._STEPS
 
     @property
     def is_hopeless(self) -> bool:
@@ -318,7 +316,7 @@ class Trial:
 
     @property
     def _has_few(self) -> bool:
-        return len(self._after) >= self._FEW_STEPS
+        return min(len(self._after), len(self._before)) >= self._FEW_STEPS
 
     @property
     def before(self) -> float:
