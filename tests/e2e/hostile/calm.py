@@ -19,6 +19,7 @@ FDS_SLACK = 2  # the peers' own business: a status being asked, a connection bei
 class Calm:
     """How much a process held before anybody attacked it.
 
+    n_fds: descriptors, without those of its connections, which come and go among regulars.
     regulars: all who are connected in this network anyway, to whomever.
     """
 
@@ -46,7 +47,7 @@ class Calm:
             peer,
             process.pid,
             process.memory_info().rss,
-            process.num_fds(),
+            process.num_fds() - len(connected_to(network, peer)),
             frozenset(worker.pid for worker in workers_of(peer)),
             regulars,
         )
@@ -57,7 +58,11 @@ class Calm:
         """
         # The attackers have left, so nothing may wait for a deadline of its own.
         wait_for(self._has_let_go, f"{self.peer.name} has let go of everything", within_s=20)
-        wait_for(self._is_small, f"{self.peer.name} is as small as before")
+        try:
+            wait_for(self._is_small, f"{self.peer.name} is as small as before")
+        except AssertionError as error:
+            held = f"{self.rss_bytes >> 20} MB and {self.n_fds} descriptors"
+            raise AssertionError(f"{error}: {self._held()} instead of {held}") from None
         self.peer.check()
         assert self.peer.process.pid == self.pid
         assert "Traceback" not in self.peer.output
@@ -71,10 +76,14 @@ class Calm:
         return is_idle and connected_to(self.network, self.peer) <= self.regulars
 
     def _is_small(self) -> bool:
+        rss_bytes, n_fds = self._held()
+        return rss_bytes <= self.rss_bytes + RSS_SLACK_BYTES and n_fds <= self.n_fds + FDS_SLACK
+
+    def _held(self) -> tuple[int, int]:
+        """Bytes of memory, and descriptors without those of connections, now."""
         process = psutil.Process(self.pid)
-        is_small: bool = process.memory_info().rss <= self.rss_bytes + RSS_SLACK_BYTES
-        has_closed: bool = process.num_fds() <= self.n_fds + FDS_SLACK
-        return is_small and has_closed
+        n_connected = len(connected_to(self.network, self.peer))
+        return process.memory_info().rss, process.num_fds() - n_connected
 
 
 def connected_to(network: Network, peer: PeerProcess) -> frozenset[str]:
