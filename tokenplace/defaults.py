@@ -304,6 +304,7 @@ MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
 PREFILL_STEP_S: Final = 0.25
 FIRST_PREFILL_CHUNK: Final = 64  # tokens, before any were measured: 0.2 s of a small model
 MIN_PREFILL_CHUNK: Final = 8  # where that takes longer than a step should, prompts must still move
+TILED_CHUNK: Final = 64  # from here on llama.cpp's attention on CPUs is a tenth faster
 MAX_PREFILL_CHUNK: Final = 512  # llama.cpp's own n_ubatch: larger chunks are cut up by it anyway
 # Sequences at a time: beyond, each step of a small model on a few cores is slow for everybody.
 DEFAULT_SLOTS: Final = 8
@@ -316,6 +317,9 @@ EXPECTED_NEW_TOKENS: Final = 512
 # A sequence waits for a prefix that another one computes at the moment only for so many tokens:
 # computing fewer takes no longer than the wait.
 MIN_SHARED_PREFIX: Final = 32
+# Of several that come together, those whose prompts were read first wait so long for the others'
+# prompts: their steps are the faster, the more they share them. Nobody who came later gets that.
+MAX_HOLD_S: Final = 1.5
 MIN_REUSED_PREFIX: Final = 8  # below, copying is not worth it: a BOS token and a role
 MAX_ACCOUNTS: Final = 1024  # buckets whose share of the work is remembered; 100 bytes each
 MAX_CHILD_FRAME_BYTES: Final = 8 << 20  # twice a rendered prompt; more means a broken child

@@ -88,6 +88,7 @@ class ArithmeticModel:
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.n_decoded = 0
         self.n_steps = 0
+        self.n_answering_steps = 0
         self.fails: type[Exception] | None = None
         self.n_threads = 0
 
@@ -119,6 +120,7 @@ class ArithmeticModel:
         assert sum(map(len, self.slots)) <= self.size.n_cells, "over the budget"
         self.n_decoded += sum(chunk.n for chunk in chunks)
         self.n_steps += 1
+        self.n_answering_steps += any(chunk.n == 1 for chunk in chunks)
         return np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
 
     def set_threads(self, n_threads: int) -> None:

@@ -233,6 +233,39 @@ def test_streams_go_on_while_a_long_prompt_is_read() -> None:
             return
 
 
+def test_who_came_together_is_read_first_and_then_answered_in_the_same_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def n_answering_steps() -> int:
+        model = ArithmeticModel(n_ctx=400, n_slots=4, n_batch=64)
+        runner = runner_of(model)
+        for n in range(4):
+            enter(
+                runner,
+                submit(n, f"{n}" * 200, scope=bytes([n]) * 16, max_tokens=20, ignore_eog=True),
+            )
+        events = run(runner)
+        for n in range(4):
+            alike = submit(n, f"{n}" * 200, max_tokens=20, ignore_eog=True)
+            assert tokens_of(events, n) == alone(alike, n_ctx=400)[0]
+        return model.n_answering_steps
+
+    together = n_answering_steps()
+    monkeypatch.setattr(defaults, "MAX_HOLD_S", 0.0)
+    assert together < n_answering_steps()
+
+
+def test_streams_are_held_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "MAX_HOLD_S", 0.01)  # of a clock that moves with every look
+    runner = runner_of(ArithmeticModel(n_ctx=2000, n_slots=2, n_batch=16))
+    enter(runner, submit(0, max_tokens=300, ignore_eog=True))
+    enter(runner, submit(1, "x" * 1500, scope=BOB, max_tokens=1, ignore_eog=True))
+    n_silent = 0
+    while 1 in runner.running or not runner.running:
+        n_silent = 0 if tokens_of(runner.step(), 0) else n_silent + 1
+        assert n_silent < 10
+
+
 def test_choices_share_their_prompt(runner: Runner, model: ArithmeticModel) -> None:
     asked = submit(0, LONG, n=3, max_tokens=6, temperature=0.9, ignore_eog=True)
     queued = enter(runner, asked)

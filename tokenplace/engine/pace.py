@@ -18,6 +18,7 @@ from typing import Final
 from tokenplace import defaults
 
 _MAX_TIMES: Final = 4.0  # the usual time: when a step takes more, it is not for its threads
+_NEARLY: Final = 0.8  # a step may take so much longer for what is worth it
 _OUTLIER: Final = 3.0  # a step counts as so many times the expected at most: the laptop slept
 # While only steps with one number of streams were seen, half of their time is taken to be what any
 # step costs. Steps that differ outweigh that soon: it counts as a spread of a seventh.
@@ -130,6 +131,8 @@ class Pace:
             return defaults.FIRST_PREFILL_CHUNK
         without = self._time.without_prompt(n_decode)
         wanted = max(defaults.PREFILL_STEP_S - without, without) / per_token
+        if defaults.TILED_CHUNK * _NEARLY <= wanted < defaults.TILED_CHUNK:
+            wanted = defaults.TILED_CHUNK
         return int(min(max(wanted, defaults.MIN_PREFILL_CHUNK), defaults.MAX_PREFILL_CHUNK))
 
     @property
@@ -185,7 +188,7 @@ class ThreadTuner:
     _MAX_RARITY: Final = 8
     # A hopeless trial costs 8: four steps, each three times as long; what costs more is given up.
     # On a machine that is four times slower it costs as much more, and is needed at once: so none
-    # is made without need before so much is saved. It begins with that, as it may be busy already.
+    # is made without need before so much is saved. It begins with half, as it may be busy already.
     _TRIAL_COST: Final = 8.0
     _RESERVE: Final = 32.0
 
@@ -195,7 +198,7 @@ class ThreadTuner:
         self._usual = StepTime(self._USUAL_MEMORY)
         self._recent = 1.0  # how long steps take now
         self._n_settled = 0
-        self._budget = self._RESERVE
+        self._budget = self._RESERVE / 2
         self._rarity = 1
         self._trial: Trial | None = None
         self._more_by = 1  # doubled while more are better
@@ -271,8 +274,8 @@ class ThreadTuner:
 class Trial:
     """Steps as before, and steps with another number of threads. Times are in usual times.
 
-    They take turns, a b b a, because what is computed changes meanwhile: a prompt has been read, and
-    steps are shorter since. One after the other would take that for the threads' doing.
+    They take turns, a b b a, because what is computed changes meanwhile: a prompt has been read,
+    and steps are shorter since. One after the other would take that for the threads' doing.
     """
 
     _STEPS: Final = 16  # of each kind; with 30 % of noise a mean of them is known to 4 %

@@ -99,6 +99,7 @@ class Runner:
         table = SlotTable(size.n_slots, size.n_cells)
         self._scheduler = Scheduler(table, size.n_running, can_cut=backend.can_cut)
         self._requests: dict[int, Answering | Scoring] = {}
+        self._streamed_at = clock()  # the last step that held no stream
 
     @property
     def is_idle(self) -> bool:
@@ -176,10 +177,17 @@ class Runner:
     def step(self) -> list[FromWorker]:
         """Compute a little for everybody, and say what came of it. Does nothing when idle."""
         began_at = self._clock()
-        n_decoding = sum(sequence.n_missing == 1 for sequence in self._scheduler.running)
         n_running = len(self._scheduler.running)
-        n_prompt = min(self.pace.chunk(n_decoding), self._backend.n_batch - n_running)
-        plan = self._scheduler.schedule(max(1, n_prompt), defaults.SCORE_ROWS)
+        n_streams = sum(sequence.is_stream for sequence in self._scheduler.running)
+        is_held = self._scheduler.is_rush and began_at - self._streamed_at < defaults.MAX_HOLD_S
+        if not is_held:
+            self._streamed_at = began_at
+        n_prompt = self.pace.chunk(0 if is_held else n_streams)
+        plan = self._scheduler.schedule(
+            max(1, min(n_prompt, self._backend.n_batch - n_running)),
+            defaults.SCORE_ROWS,
+            are_streams_held=is_held,
+        )
         events = self._told(plan, began_at)
         self._note({chunk.sequence.request for chunk in plan.chunks})
         try:

@@ -79,6 +79,7 @@ class Scheduler:
         self._max_running = max_running
         self._can_cut = can_cut
         self._given: dict[str, int] = {}  # bucket: what it was given, in costs
+        self._n_arrived = 0
         self._n_started = 0
         self._has_news = False  # did anything change that could let somebody start?
 
@@ -94,6 +95,8 @@ class Scheduler:
             least = min((self._given[b] for b in self._active_buckets()), default=0)
             self._given[sequence.bucket] = max(self._given.get(sequence.bucket, 0), least)
             self._forget_absent(sequence.bucket)
+        sequence.arrival = self._n_arrived
+        self._n_arrived += 1
         self.waiting.append(sequence)
         self._has_news = True
 
@@ -124,11 +127,27 @@ class Scheduler:
         n = max((*found, *coming), default=0)
         return min(n, sequence.n_prompt) if n >= defaults.MIN_REUSED_PREFIX else 0
 
-    def schedule(self, n_prompt_tokens: int, max_rows: int) -> Plan:
+    @property
+    def is_rush(self) -> bool:
+        """Are only prompts being read that were there before any running stream began?
+
+        Streams may be held then: all of these came together, and each is sooner done if the prompts
+        are read first, and the answers then computed in the same steps. Whoever comes later must
+        not hold a stream that runs.
+        """
+        n_met = [s.n_met for s in self.running if s.is_stream]
+        reading = [s.arrival for s in self.running if not s.is_stream]
+        if not n_met or not reading:
+            return False
+        return all(n is not None and max(reading) < n for n in n_met)
+
+    def schedule(
+        self, n_prompt_tokens: int, max_rows: int, *, are_streams_held: bool = False
+    ) -> Plan:
         """Decide a step. Sequences are taken to be computed by it: their `n_past` moves on.
 
         n_prompt_tokens: how many of prompts it should hold. max_rows: logits wanted, at most,
-        beyond one for each sequence.
+        beyond one for each sequence. are_streams_held: compute nothing of those that run.
         """
         plan = Plan()
         self._grow(plan)
@@ -137,7 +156,11 @@ class Scheduler:
         n_left = n_prompt_tokens
         for sequence in self.running:
             n = sequence.n_missing
-            if n > 1 or sequence.first_row is not None:
+            if sequence.is_stream:
+                sequence.n_met = self._n_arrived if sequence.n_met is None else sequence.n_met
+                if are_streams_held:
+                    continue
+            elif n > 1 or sequence.first_row is not None:
                 n = min(n, n_left, self._n_for_rows(sequence, max_rows))
                 n_left -= n
             if n > 0:

@@ -66,7 +66,8 @@ class Sequence:
     that the answer may have. n_expected: ids of the answer for which room is reserved at the start.
     first_row: place of the first id whose logits are wanted; None: only those of the last one.
     n_cached: prompt tokens found in the KV cache when it first started; None before that.
-    slot: its seat while it runs. order: of starting, so the highest is the youngest.
+    slot: its seat while it runs. order: of starting, so the highest is the youngest. arrival: of
+    submitting. n_met: how many had arrived when it had its first token; None before that.
     """
 
     request: int
@@ -83,6 +84,8 @@ class Sequence:
     n_cached: int | None = None
     slot: int | None = None
     order: int = -1
+    arrival: int = -1
+    n_met: int | None = None
 
     @classmethod
     def begin(
@@ -125,6 +128,11 @@ class Sequence:
     def n_new(self) -> int:
         """Ids of the answer so far, resumed ones included."""
         return self.n_ids - self.n_prompt
+
+    @property
+    def is_stream(self) -> bool:
+        """Does its answer go on with the next step?"""
+        return self.n_missing == 1 and self.n_new > 0 and self.first_row is None
 
     @property
     def n_reusable(self) -> int:
