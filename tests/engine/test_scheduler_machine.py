@@ -105,6 +105,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.move(plan.moves)
         assert plan.chunks or not self.living, "a step that does nothing, for ever"
         assert sum(c.n for c in plan.chunks if c.n > 1) <= n_prompt_tokens
+        slots = [chunk.sequence.slot or 0 for chunk in plan.chunks]
+        assert slots == sorted(slots), "llama.cpp would compute them one after the other"
         computed = {id(chunk.sequence) for chunk in plan.chunks}
         for sequence in self.scheduler.running:
             if was_running and before.get(id(sequence)) == sequence.n_ids - 1:

@@ -86,6 +86,18 @@ def test_room_is_made_at_the_cost_of_who_holds_most_prefixes() -> None:
     assert table.n_taken == 15, "asking changes nothing"
 
 
+def test_a_newcomer_sits_beside_those_who_run() -> None:
+    table = SlotTable(5, 100)
+    table.occupy(table.slots[2], sequence([1]), 3)
+    assert table.free_slot() is table.slots[1]
+    leave_prefix(table, 1, [2] * 5)
+    assert table.free_slot() is table.slots[3]
+    table.occupy(table.slots[3], sequence([1]), 3)
+    assert table.free_slot() is table.slots[4]
+    leave_prefix(table, 4, [3] * 5)
+    assert table.free_slot() is table.slots[0], "an empty one all the same"
+
+
 def test_a_newcomer_gets_an_empty_slot_first() -> None:
     table = SlotTable(3, 100)
     leave_prefix(table, 0, [1] * 5)

@@ -165,6 +165,8 @@ class Scheduler:
                 n_left -= n
             if n > 0:
                 plan.chunks.append(self._chunk(sequence, n))
+        # llama.cpp computes neighbours in ascending order at once, and others one after the other.
+        plan.chunks.sort(key=lambda chunk: chunk.sequence.slot or 0)
         return plan
 
     def requeue_youngest(self) -> list[Sequence]:

@@ -107,11 +107,17 @@ class SlotTable:
         return gone
 
     def free_slot(self, keep: Slot | None = None) -> Slot | None:
-        """A slot for a newcomer: an empty one, of these the first, so that those in use lie side by
-        side; else that of the idle prefix to go next. Never `keep`.
+        """A slot for a newcomer: an empty one beside those in use, because llama.cpp computes
+        neighbours at once and others one after the other; else that of the idle prefix to go next.
+        Never `keep`.
         """
-        empty = (s for s in self.slots if s.is_free and not len(s.ids) and s is not keep)
-        return next(empty, None) or self._next_to_go(keep, [])
+        empty = [s for s in self.slots if s.is_free and not len(s.ids) and s is not keep]
+        beside = [s for s in empty if self._is_beside_running(s)]
+        return next(iter(beside or empty), None) or self._next_to_go(keep, [])
+
+    def _is_beside_running(self, slot: Slot) -> bool:
+        neighbours = self.slots[max(0, slot.index - 1) : slot.index + 2]
+        return any(not neighbour.is_free for neighbour in neighbours)
 
     def occupy(self, slot: Slot, sequence: Sequence, n_cells: int) -> None:
         """The sequence runs here now, with so many cells of its own."""
