@@ -19,7 +19,7 @@ from tests.engine.arithmetic import LetterVocabulary as LetterVocabulary
 from tests.engine.arithmetic import OneOf as OneOf
 from tests.engine.arithmetic import arithmetic_logits as arithmetic_logits
 from tokenplace.engine.engine import Engine, EngineSpec, open_engine
-from tokenplace.engine.messages import FromWorker, Queued, Submit
+from tokenplace.engine.messages import Done, FromWorker, NewTokens, Queued, Refused, Submit
 from tokenplace.engine.runner import Runner
 from tokenplace.engine.sampler import sample, uniform
 from tokenplace.engine.sequence import StopMatcher, tokenise_prompt
@@ -220,3 +220,21 @@ class RunningEngine:
 def text_of(events: list[Event]) -> str:
     pieces = [piece for event in events if isinstance(event, Tokens) for piece in event.pieces]
     return b"".join(pieces).decode("utf-8", "replace")
+
+
+def tokens_of(events: list[FromWorker], request: int, choice: int = 0) -> list[int]:
+    ids: list[int] = []
+    for event in events:
+        if isinstance(event, NewTokens) and (event.request, event.choice) == (request, choice):
+            ids += event.ids
+    return ids
+
+
+def done_of(events: list[FromWorker], request: int) -> Done:
+    (done,) = [e for e in events if isinstance(e, Done) and e.request == request]
+    return done
+
+
+def refused_of(events: list[FromWorker]) -> Refused:
+    (refused,) = [event for event in events if isinstance(event, Refused)]
+    return refused
