@@ -58,7 +58,7 @@ WORKLOADS: Final[dict[str, Callable[[Bench], Awaitable[list[Row]]]]] = {
 }
 """By the name that `--only` takes."""
 
-QUICK: Final = ("speed-1", "speed-4", "prefix", "stall", "chat", "cancel", "python")
+QUICK: Final = ("speed-4", "prefix", "stall", "chat", "cancel", "python")
 
 
 async def measure(names: Sequence[str], bench: Bench) -> list[Row]:
