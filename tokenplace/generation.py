@@ -92,6 +92,16 @@ class TextInput:
 
 
 @dataclass(frozen=True, slots=True)
+class IdsInput:
+    """Token ids to continue, as the app gave them: nothing is put before them."""
+
+    ids: tuple[int, ...]
+
+
+Input = ChatInput | TextInput | IdsInput
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn: sampler tp/1 (docs/protocol.md, section 7). Ranges are checked by
     `gen/1`.
@@ -150,6 +160,27 @@ class JsonSchema:
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """Which donors an app wants, or does not want. Never leaves this peer.
+
+    order: peer ids to be asked first, in this order. only: no others, if not empty. ignore: never
+    these. "self" is this peer's own engine. may_fall_back: others than those of `order` may answer
+    too. quantizations: as in a GGUF's name, such as Q4_K_M; any, if empty. max_latency_s: no donor
+    whose first token is expected later; None sets no limit.
+    """
+
+    order: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    may_fall_back: bool = True
+    quantizations: tuple[str, ...] = ()
+    max_latency_s: float | None = None
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
     """Token ids that another donor already delivered for one choice (docs/protocol.md, section
     6)."""
@@ -181,10 +212,11 @@ class GenerateRequest:
     prompt_digest: with `resume`, what the first donor's `Accepted` said.
     bucket: whose request it is, for fairness between requesters (docs/protocol.md, section 9); set
     by the donor's own peer, never from the wire.
+    wishes: which donors may answer; never leaves this peer.
     """
 
     model: str
-    input: ChatInput | TextInput
+    input: Input
     sampling: SamplingParams
     seed: bytes
     cache_scope: bytes
@@ -202,6 +234,7 @@ class GenerateRequest:
     resume: tuple[Resume, ...] = ()
     prompt_digest: bytes = b""
     bucket: str = ""
+    wishes: Wishes = NO_WISHES
 
 
 class Phase(StrEnum):
@@ -214,6 +247,10 @@ class Phase(StrEnum):
     REQUEUED = "requeued"
 
 
+THINK_TAGS = ("<think>", "[THINK]")
+"""What a template may have begun an answer with (`Accepted.begun`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """First event: the request was understood and will run.
@@ -222,8 +259,10 @@ class Accepted:
     n_prompt, n_cached: prompt tokens, and how many of them need no prefill.
     n_ctx, max_new: the context's size, and how many tokens this answer may have at the most.
     eta_ms: expected time to the first token. position: requests ahead of this one.
+    begun: which of `THINK_TAGS` the template itself has begun the answer with: whoever asked reads
+    the answer as if it stood before the first token; empty for most models.
     donor: peer id of who accepted, filled in by the requester's side; empty for this process's own
-    engine.
+    engine. served: what answers, as NAME@sha256:HEX; filled in by the router.
     """
 
     prompt_digest: bytes
@@ -234,7 +273,9 @@ class Accepted:
     sampler: str
     eta_ms: int
     position: int
+    begun: str = ""
     donor: str = ""
+    served: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,18 @@ short, so they come whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from tokenplace.generation import ChatInput, SamplingParams, TextInput
+from tokenplace.generation import (
+    NO_WISHES,
+    GenerateRequest,
+    Generator,
+    Input,
+    SamplingParams,
+    Wishes,
+)
+
+FLOAT_BYTES = 4  # a vector's numbers are float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,26 +27,30 @@ class EmbedRequest:
     """Vectors wanted for texts, of a model made for that. `model`, `artifact` and `bucket` are as
     in `GenerateRequest`.
 
-    texts: 1 to `defaults.MAX_EMBED_INPUTS`, none empty.
+    inputs: 1 to `defaults.MAX_EMBED_INPUTS` texts, or token ids as the app gave them; none empty.
     dimensions: keep so many numbers of each vector, made one long again; None keeps all.
     """
 
     model: str
-    texts: tuple[str, ...]
+    inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     artifact: str = ""
     bucket: str = ""
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """One vector for each text, in their order: float32 numbers, little-endian, of length one.
 
-    n_tokens: of each text, with those that the model puts around it.
+    n_tokens: of each text, with those that the model puts around it. donor, served: as in
+    `Accepted`.
     """
 
     vectors: tuple[bytes, ...]
     n_tokens: tuple[int, ...]
+    donor: str = ""
+    served: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ class CountRequest:
     """
 
     model: str
-    input: ChatInput | TextInput
+    input: Input
     as_of: str
     artifact: str = ""
     template: str = ""
@@ -71,7 +85,7 @@ class ScoreRequest:
     """
 
     model: str
-    input: ChatInput | TextInput
+    input: Input
     ids: tuple[int, ...]
     cache_scope: bytes
     as_of: str
@@ -106,3 +120,37 @@ class Scores:
     tokens: tuple[TokenScore, ...]
     drawn: tuple[int, ...]
     n_prompt: int
+
+
+Question = EmbedRequest | CountRequest | ScoreRequest
+Request = GenerateRequest | Question
+"""All that can be asked of a model."""
+Reply = Embeddings | int | Scores
+"""The answer to a `Question`."""
+
+
+class Operator(Protocol):
+    """Anything that answers these questions: an engine, a remote donor, the router. Failures are
+    raised as `TokenplaceError`.
+    """
+
+    async def embed(self, request: EmbedRequest) -> Embeddings: ...
+
+    async def count(self, request: CountRequest) -> int: ...
+
+    async def score(self, request: ScoreRequest) -> Scores: ...
+
+
+class Answerer(Generator, Operator, Protocol):
+    """Anything that answers whatever can be asked of a model."""
+
+
+async def ask(operator: Operator, question: Question) -> Reply:
+    """The answer, of the type that belongs to the question. Raises what the operator raises."""
+    match question:
+        case EmbedRequest():
+            return await operator.embed(question)
+        case CountRequest():
+            return await operator.count(question)
+        case ScoreRequest():
+            return await operator.score(question)

@@ -1,1 +1,1 @@
-"""Ids and bytes of tokens → text and what is found in it. Start at `choice_text.ChoiceText`."""
+"""Bytes of tokens → text and what is found in it. Start at `choice.Choice`."""
