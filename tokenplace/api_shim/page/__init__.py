@@ -1,0 +1,1 @@
+"""The page at `/`. Start at `routes.page_routes`; what runs in the browser starts at page.js."""
