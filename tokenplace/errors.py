@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NO_DONOR_FOR_MODEL = "no_donor_for_model"
     SEARCH_INCOMPLETE = "search_incomplete"
+    UNTRUSTED_DONOR_TOOLS = "untrusted_donor_tools"
     STOPPING = "stopping"
     CONFIG = "config"
 
@@ -245,6 +246,17 @@ class NoDonorForModel(TokenplaceError):
     """Nobody offers this model now."""
 
     code, http_status, scope = ErrorCode.NO_DONOR_FOR_MODEL, 503, Scope.SELF
+
+
+class NoDonorAsWished(NoDonorForModel):
+    """Donors offer this model now, but none as the request wishes."""
+
+
+class UntrustedDonorTools(TokenplaceError):
+    """A request with tools goes only to donors that this peer's user trusts: a donor writes the
+    tool calls that a program then carries out."""
+
+    code, http_status, scope = ErrorCode.UNTRUSTED_DONOR_TOOLS, 403, Scope.APP
 
 
 class SearchIncomplete(TokenplaceError):

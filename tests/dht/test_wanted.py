@@ -50,6 +50,23 @@ def test_the_template_must_be_the_one_that_goes_with_the_artifact() -> None:
     )
 
 
+def test_only_who_is_wanted_and_can_do_it_counts() -> None:
+    record = record_of(TINY_MODEL, replace(OTHER_MODEL, features=("embeddings", "later")))
+    models = (NamedModel("", ARTIFACT), NamedModel("", OTHER_MODEL.artifact))
+    assert Wanted(models, features=frozenset({"embeddings"})).is_met_by(record)
+    assert not Wanted(models, features=frozenset({"embeddings", "chat"})).is_met_by(record)
+    assert not Wanted(models[:1], features=frozenset({"embeddings"})).is_met_by(record)
+    assert Wanted(models, peers=frozenset({record.peer_id, "other"})).is_met_by(record)
+    assert not Wanted(models, peers=frozenset({"other"})).is_met_by(record)
+
+
+def test_nobody_is_told_who_is_trusted() -> None:
+    anybody = Wanted((NamedModel(NAME, ARTIFACT),))
+    only = replace(anybody, peers=frozenset({"friend"}))
+    assert only.queries() == anybody.queries()
+    assert only.keys(NETWORK, NOW) == anybody.keys(NETWORK, NOW)
+
+
 def test_it_is_asked_for_by_whole_artifacts_and_names() -> None:
     wanted = Wanted((NamedModel(NAME, ARTIFACT, TEMPLATE), NamedModel("", OTHER_MODEL.artifact)))
     values = [ARTIFACT, OTHER_MODEL.artifact, NAME]

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from tokenplace import defaults
 from tokenplace.errors import ModelNotFound
 from tokenplace.models.catalogue import CATALOGUE, DEFAULT_MODEL, catalogue_model
-from tokenplace.models.names import DEFAULT_ALIASES, ModelNames, NamedModel
+from tokenplace.models.names import (
+    DEFAULT_ALIASES,
+    EMBEDDING_ALIASES,
+    ModelNames,
+    NamedModel,
+)
 from tokenplace.models.syntax import (
     AUTO,
     is_alias,
@@ -59,6 +64,15 @@ def test_auto_is_every_known_model_the_largest_first() -> None:
 @pytest.mark.parametrize("alias", DEFAULT_ALIASES)
 def test_what_apps_ask_for_by_themselves_is_answered(alias: str) -> None:
     assert ModelNames().resolve(alias) == (TINY,)
+
+
+def test_the_hint_names_the_command_that_mends_it() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        ModelNames().resolve("openai/o9-mini")
+    assert "`tokenplace models alias openai/o9-mini auto`" in caught.value.hint
+    with pytest.raises(ModelNotFound) as caught:
+        ModelNames().resolve("$(reboot)")
+    assert "alias" not in caught.value.hint, "what cannot be an alias is not repeated"
 
 
 def test_the_users_alias_goes_before_the_built_in_one() -> None:
@@ -173,4 +187,5 @@ def test_the_catalogue_is_consistent() -> None:
     assert all(map(is_alias, default))
     assert all(map(is_target, default.values()))
     assert not set(default) & {model.name for model in CATALOGUE}
+    assert set(default) > EMBEDDING_ALIASES
     assert catalogue_model("unknown") is None

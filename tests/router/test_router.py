@@ -30,7 +30,9 @@ from tokenplace.generation import (
     GenerateRequest,
     SamplingParams,
     Tokens,
+    Wishes,
 )
+from tokenplace.router.demand import Demand, demand_of
 from tokenplace.router.policy import Candidate
 from tokenplace.router.router import Route, Router
 
@@ -56,13 +58,15 @@ class FixedRoutes:
         self.engines = engines
         self.error = error
         self.failures: list[tuple[str, TokenplaceError]] = []
+        self.demands: list[Demand] = []
 
-    async def find(self, model: str) -> Sequence[Route]:
+    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+        self.demands.append(demand)
         if self.error:
             raise self.error
         return [
             Route(
-                Candidate(f"donor-{n}", "a" * 64, "", n, 0, 100.0, 10.0, 0.01, True),
+                Candidate(f"donor-{n}", "a" * 64, "", n, 0, 100.0, 10.0, 0.01, True, f"tiny-{n}"),
                 partial(open_engine, engine),
             )
             for n, engine in enumerate(self.engines)
@@ -101,6 +105,24 @@ async def test_the_best_route_answers() -> None:
     assert routes.engines[0].requests[0].artifact == "a" * 64
     assert not routes.engines[1].requests
     assert [(a.donor, a.outcome) for a in router.attempts] == [("donor-0", "finished")]
+    assert routes.demands == [demand_of(REQUEST)]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_answer_says_what_serves_it(streamed: bool) -> None:
+    routes = FixedRoutes(FakeEngine(fail_after=0, error=ConnectionLost()), FakeEngine())
+    events = await collect(router_over(routes), replace(REQUEST, streamed=streamed))
+    served = [event.served for event in events if isinstance(event, Accepted)]
+    assert served == [f"tiny-{n}@sha256:{'a' * 12}" for n in (0, 1)]
+
+
+async def test_donors_are_asked_in_the_order_that_is_wished() -> None:
+    broken = [FakeEngine(fail_after=0, error=ConnectionLost()) for _ in range(3)]
+    router = router_over(FixedRoutes(*broken))
+    wishes = Wishes(order=("donor-2", "nobody", "donor-1"))
+    with pytest.raises(ConnectionLost):
+        await collect(router, replace(REQUEST, wishes=wishes))
+    assert [a.donor for a in router.attempts] == ["donor-2", "donor-1", "donor-0"]
 
 
 @pytest.mark.parametrize("error", [ConnectionLost(), DonorBusy(), WorkerCrashed()])

@@ -89,14 +89,19 @@ class Finder:
     # ------------------------------------------------------------ for who asks
 
     async def find(
-        self, models: Sequence[NamedModel], *, deadline_s: float = defaults.FIND_TIMEOUT_S
+        self,
+        models: Sequence[NamedModel],
+        *,
+        deadline_s: float = defaults.FIND_TIMEOUT_S,
+        features: frozenset[str] = frozenset(),
+        peers: frozenset[str] = frozenset(),
     ) -> FindResult:
         """Donors of any of `models`, as soon as there are some; at the latest after `deadline_s`.
 
         Whose donors count: see `Wanted`. Ends early, with an empty and complete result, when it is
         certain that nobody offers one.
         """
-        wanted = Wanted(tuple(models))
+        wanted = Wanted(tuple(models), features, peers)
         self._note_asked(wanted)
         complete = False
         with trio.move_on_after(deadline_s):

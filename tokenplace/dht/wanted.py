@@ -14,17 +14,22 @@ from tokenplace.models.syntax import is_sha256
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Any of these models.
+    """Any of these models, with all of `features`; if `peers` is not empty, of one of these.
 
     If the artifact of one is known, artifacts and templates decide, and names only say where to
-    look: they are the donor's word. Otherwise a name is enough.
+    look: they are the donor's word. Otherwise a name is enough. Whom one trusts is nobody else's
+    business, so others are never asked for `peers`.
     """
 
     models: tuple[NamedModel, ...]
+    features: frozenset[str] = frozenset()
+    peers: frozenset[str] = frozenset()
 
     def is_met_by(self, record: DonorRecord) -> bool:
         """Does the donor offer one of them?"""
-        offered = record.offer.models
+        if self.peers and record.peer_id not in self.peers:
+            return False
+        offered = [o for o in record.offer.models if self.features.issubset(o.features)]
         if any(model.artifact for model in self.models):
             return any(model.fits(o.artifact, o.template) for o in offered for model in self.models)
         names = {model.name for model in self.models}

@@ -1,10 +1,13 @@
-"""Files that are whole or not there, and hashes of large ones. Start at `write_atomically`."""
+"""Files that are whole or not there, and hashes of large ones. Start at `write_atomically`; who
+changes what a file says does it under `folder_lock`."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +40,30 @@ def move_into_place(source: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is not there, while a file in it is read, changed and replaced: of
+    two changes at once none is lost. The folder itself is locked, because the file is replaced.
+    Raises `OSError`.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_small(path: Path, max_bytes: int) -> bytes:
+    """All of a small file. Raises `OSError`, and `ValueError` if it is larger than that."""
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    return data
 
 
 def sha256_of(path: Path, on_block: OnBlock) -> str:

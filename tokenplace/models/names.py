@@ -18,15 +18,22 @@ from tokenplace.models.catalogue import CATALOGUE, CatalogueModel
 from tokenplace.models.syntax import AUTO, is_alias, is_target, parse_pin
 from tokenplace.models.table import NO_TABLE, Table
 
+# What apps ask for when nobody told them otherwise. All stand for `auto`, which is a chat model or
+# one for embeddings as the request has it.
+_SENT_BY_DEFAULT: Final = (
+    # token.place's own examples and clients
+    *("llama-3-8b-instruct", "llama-3.1-8b-instruct", "gpt-3.5-turbo", "gpt-5-chat-latest"),
+    # defaults of SDKs, frameworks and tools that speak OpenAI's API
+    *("gpt-3.5-turbo-instruct", "gpt-4", "gpt-4-turbo", "gpt-4o", "gpt-4o-mini"),
+    *("gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "gpt-5", "gpt-5-mini", "gpt-5-nano"),
+)
+EMBEDDING_ALIASES: Final = frozenset(
+    {"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"}
+)
+"""Those of the built-in aliases that only ever go with a request for embeddings."""
+
 DEFAULT_ALIASES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        # What apps ask for when nobody told them otherwise: token.place's own examples and OpenAI's
-        # defaults.
-        "llama-3-8b-instruct": AUTO,
-        "llama-3.1-8b-instruct": AUTO,
-        "gpt-3.5-turbo": AUTO,
-        "gpt-5-chat-latest": AUTO,
-    }
+    dict.fromkeys([*_SENT_BY_DEFAULT, *sorted(EMBEDDING_ALIASES)], AUTO)
 )
 
 
@@ -73,9 +80,10 @@ class ModelNames:
 
     def resolve(self, asked: str) -> tuple[NamedModel, ...]:
         """
-        The models that may answer for `asked`, best first; never empty. An alias stands for one
-        thing and is not followed further. `name@sha256:HEX` pins an artifact, also of a model that
-        is not known here.
+        The models that may answer for `asked`, best first; never empty. `auto` is every known one:
+        the router takes the first that is offered now and can do what the request asks. An alias
+        stands for one thing and is not followed further. `name@sha256:HEX` pins an artifact, also
+        of a model that is not known here.
 
         Raises `ModelNotFound`, which says what is known.
         """
@@ -86,7 +94,7 @@ class ModelNames:
             return (model,)
         if (pin := parse_pin(target)) is not None:
             return (self._pinned(*pin),)
-        raise ModelNotFound(_not_found(asked, target), hint=self._hint())
+        raise ModelNotFound(_not_found(asked, target), hint=self._hint(asked))
 
     def _pinned(self, name: str, prefix: str) -> NamedModel:
         model = self._models.get(name)
@@ -94,13 +102,15 @@ class ModelNames:
             return model
         return NamedModel(name, prefix)
 
-    def _hint(self) -> str:
+    def _hint(self, asked: str) -> str:
         names = [model.name for model in self.known]
         shown = ", ".join([AUTO, *names[: defaults.MAX_NAMES_IN_HINT]])
         n_more = len(names) - defaults.MAX_NAMES_IN_HINT
         more = f" and {n_more} more" if n_more > 0 else ""
+        alias = f"To have the best one answer: `tokenplace models alias {asked} {AUTO}`."
         return (
             f"Known here: {shown}{more}. A donor's exact model can be asked for as NAME@sha256:HEX."
+            f"{f' {alias}' if is_alias(asked) else ''}"
         )
 
 

@@ -9,9 +9,11 @@ AUTO: Final = "auto"
 """Stands for the best model that the network offers now. Nothing else may be called so."""
 
 MAX_NAME_CHARS: Final = 64
+PIN_HEX_DIGITS: Final = 12
+"""Of an artifact, in the pins that are shown to people."""
 
 _NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
-_PIN = re.compile(r"(?P<name>[^@]+)@sha256:(?P<prefix>[0-9a-f]{12,64})")
+_PIN = re.compile(rf"(?P<name>[^@]+)@sha256:(?P<prefix>[0-9a-f]{{{PIN_HEX_DIGITS},64}})")
 # Aliases never leave this machine, so they may look like what programs send: openai/gpt-4o,
 # llama3:8b.
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")

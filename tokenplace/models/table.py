@@ -6,11 +6,8 @@ is replaced whole (written beside, flushed, renamed), so a crash leaves the old 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +15,7 @@ from typing import Any, Final
 from tokenplace import defaults
 from tokenplace.errors import ConfigError
 from tokenplace.models.catalogue import catalogue_model
-from tokenplace.models.files import write_atomically
+from tokenplace.models.files import folder_lock, read_small, write_atomically
 from tokenplace.models.syntax import is_alias, is_model_name, is_sha256, is_target
 
 FILE_NAME: Final = "models.json"
@@ -132,11 +129,7 @@ class TableFile:
         one.
         """
         try:
-            with self.path.open("rb") as file:
-                data = file.read(defaults.MAX_TABLE_BYTES + 1)
-            if len(data) > defaults.MAX_TABLE_BYTES:
-                raise ValueError(f"larger than {defaults.MAX_TABLE_BYTES} bytes")
-            return parse_table(data)
+            return parse_table(read_small(self.path, defaults.MAX_TABLE_BYTES))
         except FileNotFoundError:
             return NO_TABLE
         except OSError as error:
@@ -184,22 +177,11 @@ class TableFile:
 
     def _change(self, change: Callable[[Table], Table]) -> None:
         try:
-            with self._lock():
+            # A command may change the table while a peer runs.
+            with folder_lock(self.path.parent):
                 table = change(self.read())
                 if max(len(table.models), len(table.aliases)) > defaults.MAX_TABLE_ENTRIES:
                     raise ConfigError(f"{self.path} is full: remove an entry first.")
                 write_atomically(self.path, encode_table(table))
         except OSError as error:
             raise ConfigError(f"{self.path}: {error.strerror}.") from error
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        # A command may change the table while a peer runs: two changes at once must not lose one of
-        # them. The folder itself is locked, because the file is replaced.
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

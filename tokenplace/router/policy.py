@@ -1,7 +1,7 @@
 """Which donor to ask next. Pure: no I/O, no clock; the dice are an argument. Start at `choose`.
 
 Source: docs/protocol.md, section 11. Advertised figures are a donor's own word, so they are capped
-and only rank: they never shut anybody out.
+and only rank: they never shut anybody out, unless a request wishes so (`demand`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
+
+from tokenplace.models.syntax import PIN_HEX_DIGITS
 
 if TYPE_CHECKING:  # adverts import libp2p; this module does not need it to run
     from tokenplace.models.names import NamedModel
@@ -23,6 +25,7 @@ MAX_CREDIBLE_PREFILL_TPS: Final = 20_000.0
 MAX_CREDIBLE_DECODE_TPS: Final = 300.0
 EXPECTED_ANSWER_TOKENS: Final = 200
 EXPECTED_PROMPT_TOKENS: Final = 300
+OWN_ENGINE: Final = "self"  # how people, and the wishes of a request, call this peer's own
 NEAR_EQUAL_FACTOR: Final = 1.3
 GOOD_FIRST_TOKEN_S: Final = 1.0
 GOOD_DECODE_TPS: Final = 20.0
@@ -34,7 +37,7 @@ class Candidate:
 
     donor: peer id; empty for this peer's own engine. rank: place of the model in the user's order,
     0 first. queue: requests ahead. prefill_tps, decode_tps: tokens/s, 0 if unknown. rtt_s: None if
-    unknown.
+    unknown. name: what the model is called here. features, quantization: the donor's word.
     """
 
     donor: str
@@ -46,11 +49,24 @@ class Candidate:
     decode_tps: float
     rtt_s: float | None
     is_accepting: bool
+    name: str = ""
+    features: tuple[str, ...] = ()
+    quantization: str = ""
 
     @property
     def is_own(self) -> bool:
         """Is it this peer's own engine?"""
         return not self.donor
+
+    @property
+    def called(self) -> str:
+        """The donor as people call it."""
+        return self.donor or OWN_ENGINE
+
+    @property
+    def served(self) -> str:
+        """The model, as `Accepted.served` has it: name and pin."""
+        return f"{self.name}@sha256:{self.artifact[:PIN_HEX_DIGITS]}"
 
 
 def expected_first_token_s(candidate: Candidate) -> float:
@@ -66,20 +82,24 @@ def expected_total_s(candidate: Candidate) -> float:
 
 
 def choose(
-    candidates: Sequence[Candidate], tried: frozenset[str], dice: Random
+    candidates: Sequence[Candidate],
+    tried: frozenset[str],
+    dice: Random,
+    order: Sequence[str] = (),
 ) -> Candidate | None:
     """Pick whom to ask next among the donors not tried yet; None when nobody is left.
 
-    The own engine goes first, then the best model of the user's order. Among donors that are about
-    equally good two are drawn at random and the better wins: always taking the best would herd all
-    requesters onto one donor, and reward the boldest liar.
+    Those of `order`, which the request wishes, go first as they stand there; then the own engine,
+    then the best model of the user's order. Among donors that are about equally good two are drawn
+    at random and the better wins: always taking the best would herd all requesters onto one donor,
+    and reward the boldest liar.
     """
     left = [c for c in candidates if c.donor not in tried]
-    own = [c for c in left if c.is_own]
-    if own:
-        return min(own, key=lambda c: (c.rank, c.artifact))
     # A donor that says it accepts nothing is asked only when nobody else is left.
-    left = [c for c in left if c.is_accepting] or left
+    left = [c for c in left if c.is_accepting or c.is_own] or left
+    for donor in (*order, OWN_ENGINE):
+        if named := [c for c in left if c.called == donor]:
+            return min(named, key=lambda c: (c.rank, c.artifact))
     if not left:
         return None
     rank = min(c.rank for c in left)

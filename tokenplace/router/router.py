@@ -1,4 +1,4 @@
-"""The generator behind the local API: finds who can answer, asks the best, fails over. Start at
+"""What answers behind the local API: finds who can, asks the best, fails over. Start at
 `Router.generate`.
 
 Decides nothing itself (`policy.choose` does) and knows neither libp2p nor llama.cpp: donors and
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final, Protocol
@@ -20,13 +21,25 @@ import trio
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, NoDonorForModel, TokenplaceError, WorkerCrashed
 from tokenplace.generation import (
+    Accepted,
     ChatInput,
     Event,
     Finished,
     GenerateRequest,
-    Generator,
     Tokens,
 )
+from tokenplace.operations import (
+    Answerer,
+    CountRequest,
+    Embeddings,
+    EmbedRequest,
+    Question,
+    Reply,
+    ScoreRequest,
+    Scores,
+    ask,
+)
+from tokenplace.router.demand import Demand, demand_of
 from tokenplace.router.policy import Candidate, choose
 
 log = logging.getLogger(__name__)
@@ -37,20 +50,21 @@ ATTEMPTS_REMEMBERED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A candidate, and how to get the generator that reaches it if it is chosen."""
+    """A candidate, and how to get what reaches it if it is chosen."""
 
     candidate: Candidate
-    open: Callable[[], Generator]
+    open: Callable[[], Answerer]
 
 
 class Routes(Protocol):
     """Where the routes for a model come from: own engines and the network's donors."""
 
-    async def find(self, model: str) -> Sequence[Route]:
-        """All routes known for a model name as an app sent it; waits for a search only when there
-        are none.
+    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+        """All routes known for a model name as an app sent it that meet a request's demand; waits
+        for a search only when there are none.
 
-        Raises `ModelNotFound`, `NoDonorForModel` or `SearchIncomplete`.
+        Raises `ModelNotFound`, `NoDonorForModel`, `SearchIncomplete`, and what `demand.screen`
+        raises.
         """
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
@@ -77,13 +91,14 @@ class Attempt:
 
 
 class Router:
-    """A `Generator` over every donor that can be reached, this peer's own engine first."""
+    """An `Answerer` over every donor that can be reached, this peer's own engine first."""
 
     def __init__(self, routes: Routes, *, wall_clock: Callable[[], float], dice: Random) -> None:
         self._routes = routes
         self._wall_clock = wall_clock
         self._dice = dice
         self.attempts: deque[Attempt] = deque(maxlen=ATTEMPTS_REMEMBERED)
+        self.outcomes: Counter[str] = Counter()  # of all attempts since the start
 
     @trio.as_safe_channel
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -94,47 +109,84 @@ class Router:
         before the answer is whole, so it may start again at any time. After that a failure is
         raised: never a quiet end, never text of two donors.
         """
-        tried: set[str] = set()
-        error: TokenplaceError | None = None
-        for number in range(defaults.MAX_ATTEMPTS):
-            route = await self._next_route(request.model, tried, error)
-            if route is None:
-                break
-            tried.add(route.candidate.donor)
-            answer = _Answer(request.streamed, trio.current_time())
-            asked = _request_to(route.candidate, request, number)
-            at = self._wall_clock()
-            try:
+        search = _Search(request.model, demand_of(request))
+        while route := await self._next_route(search):
+            answer = _Answer(request.streamed, route.candidate.served, trio.current_time())
+            asked = _request_to(route.candidate, request, search.number)
+            with self._attempt(search, route.candidate, answer):
                 async with route.open().generate(asked) as events:
                     async for event in events:
                         for ready in answer.take(event, trio.current_time()):
                             yield ready
                 return
-            except TokenplaceError as failure:
-                answer.outcome = failure.code
-                self._routes.failed(route.candidate, failure)
-                if answer.is_committed or not _is_worth_another(failure, error):
-                    raise
-                error = failure
-            finally:
-                self._remember(answer.attempt(route.candidate, asked, at, trio.current_time()))
-        raise _nobody_left(error, len(tried))
+        raise _nobody_left(search.error, len(search.tried))
 
-    async def _next_route(
-        self, model: str, tried: set[str], error: TokenplaceError | None
-    ) -> Route | None:
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Ask donors until one answers, as `generate` does; so do `count` and `score`."""
+        reply, candidate = await self._answer_to(request)
+        assert isinstance(reply, Embeddings), "the answer belongs to the question"
+        return dataclasses.replace(reply, served=candidate.served)
+
+    async def count(self, request: CountRequest) -> int:
+        """See `Operator`."""
+        reply, _ = await self._answer_to(request)
+        assert isinstance(reply, int), "the answer belongs to the question"
+        return reply
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """See `Operator`."""
+        reply, _ = await self._answer_to(request)
+        assert isinstance(reply, Scores), "the answer belongs to the question"
+        return reply
+
+    async def _answer_to(self, question: Question) -> tuple[Reply, Candidate]:
+        """These answers come whole, so every failure is one before anything was committed."""
+        search = _Search(question.model, demand_of(question))
+        while route := await self._next_route(search):
+            answer = _Answer(False, route.candidate.served, trio.current_time())
+            asked = _question_to(route.candidate, question)
+            with self._attempt(search, route.candidate, answer):
+                reply = await ask(route.open(), asked)
+                answer.outcome = "finished"
+                return reply, route.candidate
+        raise _nobody_left(search.error, len(search.tried))
+
+    @contextmanager
+    def _attempt(self, search: _Search, candidate: Candidate, answer: _Answer) -> Iterator[None]:
+        """Ask this donor in the block. Swallows what goes wrong if another may be asked."""
+        at = self._wall_clock()
         try:
-            routes = await self._routes.find(model)
+            yield
+        except TokenplaceError as failure:
+            answer.outcome = failure.code
+            self._routes.failed(candidate, failure)
+            if answer.is_committed or not _is_worth_another(failure, search.error):
+                raise
+            search.error = failure
+        finally:
+            self._remember(answer.attempt(candidate, search, at, trio.current_time()))
+
+    async def _next_route(self, search: _Search) -> Route | None:
+        """Whom to ask now, counted as asked."""
+        if len(search.tried) == defaults.MAX_ATTEMPTS:
+            return None
+        try:
+            routes = await self._routes.find(search.model, search.demand)
         except TokenplaceError:
-            if error is None:
+            if search.error is None:
                 raise
             return None  # what went wrong with the donor asked before says more
         by_candidate = {route.candidate: route for route in routes}
-        chosen = choose(list(by_candidate), frozenset(tried), self._dice)
-        return None if chosen is None else by_candidate[chosen]
+        order = search.demand.wishes.order
+        chosen = choose(list(by_candidate), frozenset(search.tried), self._dice, order)
+        if chosen is None:
+            return None
+        search.tried.add(chosen.donor)
+        return by_candidate[chosen]
 
     def _remember(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
+        self.outcomes[attempt.outcome] += 1
         log.info(
             "attempt %d for %s by %s: %s after %.2f s, %d tokens",
             attempt.number,
@@ -147,10 +199,29 @@ class Router:
 
 
 @dataclass
+class _Search:
+    """How far the search for somebody who answers one request is. error: of the last attempt."""
+
+    model: str
+    demand: Demand
+    tried: set[str] = field(default_factory=set)
+    error: TokenplaceError | None = None
+
+    @property
+    def number(self) -> int:
+        """Of the attempt that is made now, 0 for the first."""
+        return len(self.tried) - 1
+
+
+@dataclass
 class _Answer:
-    """What has come of one attempt's answer. Knows neither tasks nor clocks; times are trio's."""
+    """What has come of one attempt's answer. Knows neither tasks nor clocks; times are trio's.
+
+    served: what answers, as `Accepted` has it.
+    """
 
     is_streamed: bool
+    served: str
     started: float
     is_committed: bool = False
     outcome: str = "cancelled"
@@ -171,17 +242,17 @@ class _Answer:
             self.outcome = "finished"
             self.is_committed = True
             return (*self.held, event)
+        elif isinstance(event, Accepted):
+            return (dataclasses.replace(event, served=self.served),)
         return (event,)
 
-    def attempt(
-        self, candidate: Candidate, asked: GenerateRequest, at: float, now: float
-    ) -> Attempt:
+    def attempt(self, candidate: Candidate, search: _Search, at: float, now: float) -> Attempt:
         """The same for people, at `now`; `at` is when it began, in unix seconds."""
         return Attempt(
             at=at,
-            model=asked.model,
-            donor=candidate.donor or "self",
-            number=asked.attempt,
+            model=search.model,
+            donor=candidate.called,
+            number=search.number,
             outcome=self.outcome,
             first_token_s=None if self.first_token is None else self.first_token - self.started,
             total_s=now - self.started,
@@ -195,6 +266,14 @@ def _request_to(candidate: Candidate, request: GenerateRequest, number: int) -> 
     return dataclasses.replace(
         request, artifact=candidate.artifact, template=template, attempt=number
     )
+
+
+def _question_to(candidate: Candidate, question: Question) -> Question:
+    """The question as this candidate is asked it."""
+    if isinstance(question, EmbedRequest):
+        return dataclasses.replace(question, artifact=candidate.artifact)
+    template = candidate.template if isinstance(question.input, ChatInput) else ""
+    return dataclasses.replace(question, artifact=candidate.artifact, template=template)
 
 
 def _is_worth_another(failure: TokenplaceError, before: TokenplaceError | None) -> bool:

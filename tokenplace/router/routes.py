@@ -7,7 +7,7 @@ A name means what this peer's tables say it means; what only donors claim never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -21,12 +21,15 @@ from tokenplace.errors import (
     Scope,
     SearchIncomplete,
     TokenplaceError,
+    Unsupported,
 )
-from tokenplace.generation import Generator
 from tokenplace.models.names import ModelNames, NamedModel
+from tokenplace.operations import Answerer
 from tokenplace.peer.adverts import DonorState, OfferedModel
+from tokenplace.router.demand import Demand, screen, sought
 from tokenplace.router.policy import Candidate, rank_of
 from tokenplace.router.router import RETRY_AFTER_S, Route
+from tokenplace.router.trust import Trust
 
 SEARCH_DEADLINE_S: Final = 10.0
 OWN_SEARCH_DEADLINE_S: Final = 0.0  # the own engine answers: others are asked only if known already
@@ -35,8 +38,17 @@ OWN_SEARCH_DEADLINE_S: Final = 0.0  # the own engine answers: others are asked o
 class DonorSource(Protocol):
     """What is needed of `dht.finder.Finder`."""
 
-    async def find(self, models: Sequence[NamedModel], *, deadline_s: float) -> FindResult:
-        """Donors of any of these models, from memory if there are some, else by searching."""
+    async def find(
+        self,
+        models: Sequence[NamedModel],
+        *,
+        deadline_s: float,
+        features: frozenset[str] = frozenset(),
+        peers: frozenset[str] = frozenset(),
+    ) -> FindResult:
+        """Donors of any of these models with all of these features, and if `peers` is not empty
+        only among these; from memory if there are some, else by searching.
+        """
 
     def known(self) -> Sequence[DonorRecord]:
         """All donors that are known now."""
@@ -47,15 +59,19 @@ class DonorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OwnModel:
-    """A model that this very peer serves. queue: requests that wait for it now."""
+    """A model that this very peer serves. queue: requests that wait for it now. prefill_tps,
+    decode_tps: tokens/s, 0 if unknown.
+    """
 
     offered: OfferedModel
-    generator: Generator
+    answerer: Answerer
     queue: int
+    prefill_tps: float = 0.0
+    decode_tps: float = 0.0
 
-    def open(self) -> Generator:
+    def open(self) -> Answerer:
         """The engine itself."""
-        return self.generator
+        return self.answerer
 
 
 class NetworkRoutes:
@@ -66,25 +82,28 @@ class NetworkRoutes:
         names: Callable[[], ModelNames],
         own_models: Callable[[], Sequence[OwnModel]],
         source: DonorSource,
-        open_donor: Callable[[DonorRecord], Generator],
+        open_donor: Callable[[DonorRecord], Answerer],
         *,
+        trust: Callable[[], Trust],
         why_nobody: Callable[[], str],
         now: Callable[[], float],
     ) -> None:
         """
-        names, own_models: as they are now. open_donor: a generator that reaches this donor.
+        names, own_models, trust: as they are now. open_donor: what reaches this donor.
         why_nobody: explains an empty search. now: unix seconds.
         """
         self._names = names
         self._own_models = own_models
         self._source = source
         self._open_donor = open_donor
+        self._trust = trust
         self._why_nobody = why_nobody
         self._now = now
 
-    async def find(self, model: str) -> Sequence[Route]:
+    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
         """See `router.Routes`."""
         wanted = self._names().resolve(model)
+        trust = self._trust()
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
         result = await self._source.find(
@@ -94,15 +113,29 @@ class NetworkRoutes:
         if not routes:
             error = NoDonorForModel if result.complete else SearchIncomplete
             raise error(self._why_nobody(), retry_after_s=RETRY_AFTER_S)
-        return routes
+        try:
+            return _screened(routes, demand, trust)
+        except TokenplaceError:
+            # Whoever is known will not do; somebody who does may only have to be found.
+            others = sought(demand, trust)
+            if others is None or not (own or others.peers or len(wanted) > 1):
+                raise
+        more = await self._source.find(
+            wanted, deadline_s=SEARCH_DEADLINE_S, features=others.features, peers=others.peers
+        )
+        records = {record.peer_id: record for record in (*result.donors, *more.donors)}
+        routes = [*own, *self._routes_to(records.values(), wanted)]
+        return _screened(routes, demand, trust)
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
         """See `router.Routes`.
 
-        A full or finishing donor is well, and so is one that refused what the app got wrong;
-        whoever broke off or broke rules rests.
+        A full or finishing donor is well, and so is one that refused what the app got wrong, or
+        what its version does not know; whoever broke off or broke rules rests.
         """
-        is_well = error.scope is Scope.APP or isinstance(error, (DonorBusy, DonorFinishing))
+        is_well = error.scope is Scope.APP or isinstance(
+            error, (DonorBusy, DonorFinishing, Unsupported)
+        )
         if candidate.donor and not is_well:
             self._source.mark_failed(candidate.donor)
 
@@ -123,15 +156,18 @@ class NetworkRoutes:
                 template=own.offered.template,
                 rank=rank,
                 queue=own.queue,
-                prefill_tps=0.0,
-                decode_tps=0.0,
+                prefill_tps=own.prefill_tps,
+                decode_tps=own.decode_tps,
                 rtt_s=0.0,
                 is_accepting=True,
+                name=wanted[rank].name,
+                features=own.offered.features,
+                quantization=own.offered.quant,
             )
             yield Route(candidate, own.open)
 
     def _routes_to(
-        self, donors: Sequence[DonorRecord], wanted: Sequence[NamedModel]
+        self, donors: Iterable[DonorRecord], wanted: Sequence[NamedModel]
     ) -> Iterator[Route]:
         for record in donors:
             load = record.load(self._now())
@@ -148,5 +184,13 @@ class NetworkRoutes:
                     decode_tps=load.decode_tps if load else 0.0,
                     rtt_s=record.rtt_s,
                     is_accepting=load is None or load.state is DonorState.ACCEPTING,
+                    name=wanted[rank].name,
+                    features=offered.features,
+                    quantization=offered.quant,
                 )
                 yield Route(candidate, partial(self._open_donor, record))
+
+
+def _screened(routes: Sequence[Route], demand: Demand, trust: Trust) -> list[Route]:
+    passed = set(screen([route.candidate for route in routes], demand, trust))
+    return [route for route in routes if route.candidate in passed]

@@ -5,22 +5,30 @@ Without it an app would see its stream break off, as if the peer had crashed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 import trio.abc
 
 from tokenplace.errors import PeerStopping
-from tokenplace.generation import Event, GenerateRequest, Generator
+from tokenplace.generation import Event, GenerateRequest
+from tokenplace.operations import (
+    Answerer,
+    CountRequest,
+    Embeddings,
+    EmbedRequest,
+    ScoreRequest,
+    Scores,
+)
 from tokenplace.peer.running import Running
 
 
 class Stoppable:
-    """A `Generator` around another one."""
+    """An `Answerer` around another one."""
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
         self._running = Running()
 
     async def finish(self) -> None:
@@ -34,12 +42,38 @@ class Stoppable:
         self, request: GenerateRequest
     ) -> AsyncIterator[trio.abc.ReceiveChannel[Event]]:
         """See `Generator`."""
-        async with self._generator.generate(request) as events:
+        async with self._answerer.generate(request) as events:
             answer = _Answer(events)
             if self._running.is_finishing:
                 answer.stop()
             with self._running.answer(answer.stop):
                 yield answer
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See `Operator`."""
+        with self._stoppable():
+            return await self._answerer.embed(request)
+        raise PeerStopping
+
+    async def count(self, request: CountRequest) -> int:
+        """See `Operator`."""
+        with self._stoppable():
+            return await self._answerer.count(request)
+        raise PeerStopping
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """See `Operator`."""
+        with self._stoppable():
+            return await self._answerer.score(request)
+        raise PeerStopping
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Leaves the block where it waits, once this peer stops."""
+        with trio.CancelScope() as waiting, self._running.answer(waiting.cancel):
+            if self._running.is_finishing:
+                waiting.cancel()
+            yield
 
 
 class _Answer(trio.abc.ReceiveChannel[Event]):
