@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 import trio
 
-from tokenplace.errors import PromptMismatch, TokenplaceError
+from tokenplace.errors import PromptMismatch, TokenplaceError, Unsupported
 from tokenplace.generation import (
     Accepted,
     ChoiceEnd,
@@ -17,6 +18,7 @@ from tokenplace.generation import (
     Event,
     Finished,
     GenerateRequest,
+    IdsInput,
     LengthStop,
     Logprob,
     TextInput,
@@ -25,16 +27,32 @@ from tokenplace.generation import (
     TopToken,
     Usage,
 )
+from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
 
 
 def prompt_of(request: GenerateRequest) -> str:
     if isinstance(request.input, TextInput):
         return request.input.prompt
+    if isinstance(request.input, IdsInput):
+        return " ".join(map(str, request.input.ids))
     return request.input.messages[-1].content
 
 
+class NoOperations:
+    """For fakes that only generate."""
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        raise Unsupported("embed")
+
+    async def count(self, request: CountRequest) -> int:
+        raise Unsupported("count")
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        raise Unsupported("score")
+
+
 @dataclass
-class FakeEngine:
+class FakeEngine(NoOperations):
     """Repeats the prompt, one token for each piece of `piece_bytes` bytes, so characters are split
     between tokens. All choices say the same, and take turns.
 
@@ -88,6 +106,24 @@ class FakeEngine:
             raise
         finally:
             self.n_running -= 1
+
+
+@dataclass
+class FakeEmbedder:
+    """Makes vectors of two numbers, of how long a text is. Each character or id is a
+    token, and one stands before them.
+    """
+
+    donor: str = ""
+    served: str = ""
+    error: TokenplaceError | None = None
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        if self.error is not None:
+            raise self.error
+        lengths = [len(each) for each in request.inputs]
+        vectors = tuple(struct.pack("<2f", math.cos(n), math.sin(n)) for n in lengths)
+        return Embeddings(vectors, tuple(n + 1 for n in lengths), self.donor, self.served)
 
 
 def logprobs_of(request: GenerateRequest, token_id: int, piece: bytes) -> tuple[Logprob, ...]:

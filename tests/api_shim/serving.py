@@ -78,12 +78,16 @@ class ScriptedGenerator:
 
 @asynccontextmanager
 async def serving(
-    generator: Generator | None = None, *, write_timeout_s: float = 30.0, **options: Any
+    generator: Generator | None = None,
+    *,
+    write_timeout_s: float = 30.0,
+    address: str | None = None,
+    **options: Any,
 ) -> AsyncIterator[str]:
-    """Serve until the block exits; gives the address, without a path."""
+    """Serve until the block exits; gives the address, without a path. options: of `create_app`."""
     app = create_app(generator or FakeEngine(), FakeCatalog(), **options)
     async with trio.open_nursery() as nursery:
-        serve = partial(serve_api, app, port=0, write_timeout_s=write_timeout_s)
+        serve = partial(serve_api, app, port=0, address=address, write_timeout_s=write_timeout_s)
         port = await nursery.start(serve)
         yield f"http://127.0.0.1:{port}"
         nursery.cancel_scope.cancel()

@@ -10,7 +10,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tests.api_shim.serving import CHAT, http_client, port_of, post, raw_exchange, serving
 from tests.fakes import FakeEngine
-from tokenplace.api_shim.guard import Guard, refuse_by_head
+from tokenplace.api_shim.access import Access
+from tokenplace.api_shim.guard import Guard, headers_of, refuse_by_head
 from tokenplace.defaults import API_MAX_BODY_BYTES
 
 PATH = "/v1/chat/completions"
@@ -19,6 +20,7 @@ HEAD_OF_POST: Scope = {
     "type": "http",
     "http_version": "1.1",
     "method": "POST",
+    "path": PATH,
     "headers": [(b"host", b"localhost:5010"), (b"content-type", b"application/json")],
     "server": ("127.0.0.1", 5010),
 }
@@ -214,6 +216,7 @@ async def test_http_2_never_reaches_the_app(autojump_clock: trio.testing.MockClo
         "type": "http",
         "http_version": "2",
         "method": "GET",
+        "path": "/v1/models",
         "headers": [],
         "server": None,
     }
@@ -245,7 +248,8 @@ def test_port_80_needs_no_number_in_the_host() -> None:
     statuses = []
     for host in hosts:
         headers = [(b"host", host.encode()), (b"content-type", b"application/json")]
-        refusal = refuse_by_head({**scope, "headers": headers})
+        asked = {**scope, "headers": headers}
+        refusal = refuse_by_head(asked, headers_of(asked), Access())
         statuses.append(refusal.status if refusal else None)
     assert statuses == [None, None, 403, 403]
 

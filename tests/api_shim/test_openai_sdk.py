@@ -131,6 +131,27 @@ async def test_a_form_of_the_sdk_reaches_the_donor() -> None:
     assert json.loads(asked.output.schema)["required"] == ["word"]
 
 
+async def test_the_streaming_helper_puts_calls_together() -> None:
+    tool: openai.types.chat.ChatCompletionFunctionToolParam = {
+        "type": "function",
+        "function": {"name": "look_up", "parameters": {"type": "object"}, "strict": True},
+    }
+    text = '<tool_call>{"name": "look_up", "arguments": {"word": "Spende"}}</tool_call>'
+    async with openai_client(FakeEngine()) as client:
+        asked: list[openai.types.chat.ChatCompletionMessageParam] = [
+            {"role": "user", "content": text}
+        ]
+        streaming = client.chat.completions.stream(model=TINY_MODEL, messages=asked, tools=[tool])
+        async with streaming as stream:
+            kinds = [event.type async for event in stream]
+            answer = await stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    assert answer.choices[0].finish_reason == "tool_calls"
+    calls = answer.choices[0].message.tool_calls
+    assert calls is not None
+    assert [call.function.parsed_arguments for call in calls] == [{"word": "Spende"}]
+
+
 async def test_max_tokens_ends_with_length() -> None:
     async with openai_client(FakeEngine(piece_bytes=5)) as client:
         answer = await client.chat.completions.create(
@@ -237,5 +258,7 @@ async def test_leaving_a_plain_request_frees_the_engine() -> None:
 async def test_invalid_parameter_is_named() -> None:
     async with openai_client(FakeEngine()) as client:
         with pytest.raises(openai.BadRequestError) as failure:
-            await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, logprobs=True)
-    assert (failure.value.param, failure.value.code) == ("logprobs", "unsupported_parameter")
+            await client.chat.completions.create(
+                model=TINY_MODEL, messages=HELLO, functions=[{"name": "f"}]
+            )
+    assert (failure.value.param, failure.value.code) == ("functions", "unsupported_parameter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tokenplace import errors
-from tokenplace.api_shim.refusal import refusal_of, refusal_of_status
+from tokenplace.api_shim.refusal import Refusal, refusal_of, refusal_of_status
 from tokenplace.errors import ContextLengthExceeded, DonorBusy, TokenplaceError
 
 ALL_ERRORS = [
@@ -30,6 +30,19 @@ def test_every_error_has_openais_form(error: type[TokenplaceError]) -> None:
 def test_time_to_retry_is_rounded_up() -> None:
     assert refusal_of(DonorBusy(retry_after_s=0.2)).headers == {"retry-after": "1"}
     assert refusal_of(DonorBusy(retry_after_s=2.1)).headers == {"retry-after": "3"}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (Refusal(400, "No.", "no"), "invalid_request_error"),
+        (Refusal(429, "Too often.", "rate_limit_exceeded"), "rate_limit_error"),
+        (Refusal(503, "Not now.", "busy"), "server_error"),
+        (Refusal(400, "No.", "no", kind="encryption_error"), "encryption_error"),
+    ],
+)
+def test_the_type_goes_with_the_status_unless_it_is_said(refusal: Refusal, kind: str) -> None:
+    assert refusal.body["error"]["type"] == kind
 
 
 def test_our_error_is_found_among_others() -> None:

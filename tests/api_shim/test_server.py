@@ -28,7 +28,7 @@ from tests.api_shim.serving import (
 from tests.fakes import FakeEngine
 from tokenplace.api_shim import server
 from tokenplace.api_shim.app import create_app
-from tokenplace.api_shim.listen import listen_on_loopback, unix_listener
+from tokenplace.api_shim.listen import addresses_with, listen_on, unix_listener
 from tokenplace.api_shim.server import serve_api, serve_unix
 from tokenplace.errors import ConfigError
 from tokenplace.generation import Accepted, Event, GenerateRequest, Tokens
@@ -129,14 +129,13 @@ async def test_idle_timer_runs_after_a_stream(monkeypatch: pytest.MonkeyPatch) -
                 assert await stream.receive_some() == b""
 
 
-async def test_headers_that_do_not_arrive_are_not_waited_for(
+async def test_silent_connection_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "API_IDLE_TIMEOUT_S", 0.2)
     async with serving() as address:
         stream = await trio.open_tcp_stream("127.0.0.1", port_of(address))
         async with stream:
-            await stream.send_all(b"GET /v1/models HTTP/1.1\r\n")
             with trio.fail_after(5):
                 assert await stream.receive_some() == b""
 
@@ -217,7 +216,7 @@ def test_taken_port_is_named_with_the_flag_that_helps() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"Port {port} .*--api-port"):
-            listen_on_loopback(port)
+            listen_on(port)
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback here")
@@ -225,12 +224,32 @@ def test_port_taken_on_ipv6_alone_is_refused_too() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"Port {port} on ::1"):
-            listen_on_loopback(port)
+            listen_on(port)
+
+
+@pytest.mark.parametrize(
+    ("address", "listened_on"),
+    [
+        (None, ("127.0.0.1", "::1")),
+        ("127.0.0.1", ("127.0.0.1", "::1")),
+        ("192.168.1.7", ("127.0.0.1", "::1", "192.168.1.7")),
+        ("fd00::7", ("127.0.0.1", "::1", "fd00::7")),
+        ("0.0.0.0", ("0.0.0.0", "::1")),
+        ("::", ("0.0.0.0", "::")),
+    ],
+)
+def test_loopback_is_always_listened_on(address: str | None, listened_on: tuple[str, ...]) -> None:
+    assert addresses_with(address) == listened_on
+
+
+def test_an_address_that_is_not_this_machines_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 cannot be opened"):
+        listen_on(0, "192.0.2.1")
 
 
 def test_impossible_port_is_refused() -> None:
     with pytest.raises(ConfigError, match="between 0 and 65535"):
-        listen_on_loopback(70_000)
+        listen_on(70_000)
 
 
 async def test_unix_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:

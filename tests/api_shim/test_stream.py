@@ -23,8 +23,9 @@ from tests.api_shim.serving import (
     wait_until,
 )
 from tests.fakes import FakeEngine
-from tokenplace.api_shim.answer import Answer
-from tokenplace.api_shim.sse import describe_wait, encode_event
+from tests.peer.exchange_lab import make_request
+from tokenplace.api_shim.answer import Answers
+from tokenplace.api_shim.sse import encode_event
 from tokenplace.errors import ConnectionLost, DonorBusy
 from tokenplace.generation import (
     Accepted,
@@ -42,7 +43,7 @@ from tokenplace.generation import (
 ALICE = "12D3KooWAlice"
 PATH = "/v1/chat/completions"
 STREAM = {**CHAT, "stream": True}
-ACCEPTED = Accepted(bytes(32), 7, 3, 4096, 100, "tp/1", 10, 2, ALICE)
+ACCEPTED = Accepted(bytes(32), 7, 3, 4096, 100, "tp/1", 10, 2, donor=ALICE)
 FINISHED = Finished((ChoiceEnd(0, EogStop(2)),), Usage(7, 3, 2), Timings(0, 1, 2))
 
 
@@ -219,10 +220,10 @@ async def test_whole_answer_is_not_taken_for_cancelled() -> None:
     ],
 )
 def test_wait_is_described(events: list[Event], words: str) -> None:
-    answer = Answer(())
+    answers = Answers([make_request()])
     for event in events:
-        answer.receive(event)
-    assert describe_wait(answer) == words
+        answers.each[0].receive(event)
+    assert answers.wait == words
 
 
 async def test_empty_answer_still_has_its_role_and_end() -> None:

@@ -1,71 +1,76 @@
-"""Events of one answer in, its texts and state out. Start at `Answer`; `collect` runs it to its
-end.
+"""Events of answers in, their text and state out. Start at `Answer`; `Answers` is several that one
+app asked for together.
 
-`Answer` is pure. It counts what it received, so an answer that is left early, because every choice
-has come to a stop string, has its token counts too.
+Pure. They count what they received, so an answer that is left early, because every choice has come
+to a stop string, has its token counts too.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from tokenplace.api_shim.translate import FinishReason
+from tokenplace.api_shim.form import FinishReason, Part
+from tokenplace.api_shim.logprobs import LogprobQueue
 from tokenplace.errors import RemoteProtocolError
 from tokenplace.generation import (
     Accepted,
     Alive,
+    ChatInput,
     Event,
     Finished,
+    GenerateRequest,
     LengthStop,
     Phase,
     Tokens,
+    ToolChoice,
     Usage,
 )
-from tokenplace.text.choice_text import ChoiceText
+from tokenplace.text.choice import Choice
 
 OWN_ENGINE: Final = "self"
 
 
 class Answer:
-    """How far one answer has come.
+    """How far the answer to one request has come.
 
-    accepted_by: peer id of the donor, "self" for this peer's own engine, empty while nobody has
-    accepted. phase, position: what the donor said last.
+    first_choice: its first choice's place among those of all requests. accepted_by: peer id of the
+    donor, "self" for this peer's own engine, empty while nobody has accepted. served: what answers,
+    as `Accepted` has it. phase, position: what the donor said last. usage: tokens so far.
     """
 
-    def __init__(self, stop: Sequence[str], n_choices: int = 1) -> None:
+    def __init__(self, request: GenerateRequest, first_choice: int = 0) -> None:
+        self.request = request
         self.accepted_by = ""
+        self.served = ""
         self.phase = Phase.QUEUED
         self.position = 0
-        self._texts = [ChoiceText(stop) for _ in range(n_choices)]
-        self._finish_reasons: list[FinishReason | None] = [None] * n_choices
-        self._usage = Usage(0, 0, 0)
+        self.usage = Usage(0, 0, 0)
+        self._first_choice = first_choice
+        self._choices = [_choice_of(request) for _ in range(request.n)]
+        has_logprobs = request.top_logprobs is not None
+        self._logprobs = [LogprobQueue(request.stop) for _ in range(request.n * has_logprobs)]
+        self._finish_reasons: list[FinishReason | None] = [None] * request.n
 
     @property
     def is_cut(self) -> bool:
         """Was a stop string found in every choice? Then nobody needs more events, and the generator
         is left.
         """
-        return all(text.stopped for text in self._texts)
+        return all(choice.stopped for choice in self._choices)
 
     @property
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        return self._usage
+    def has_ended(self) -> bool:
+        """Is it known of every choice why it ended?"""
+        return None not in self._finish_reasons
 
-    def receive(self, event: Event) -> list[tuple[int, str]]:
-        """Take the next event; returns the text that is safe to show now, by choice."""
+    def receive(self, event: Event) -> list[Part]:
+        """Take the next event; returns what is safe to show now."""
         match event:
             case Tokens():
                 return self._receive_tokens(event)
             case Accepted():
-                self.accepted_by = event.donor or OWN_ENGINE
-                # It goes into a header and a comment; our own requester filled it in.
-                assert self.accepted_by.isascii()
-                assert self.accepted_by.isalnum()
-                self.position = event.position
-                self._usage = Usage(event.n_prompt, event.n_cached, self._usage.n_completion)
+                self._receive_accepted(event)
             case Alive():
                 self.phase, self.position = event.phase, event.position
             case Finished():
@@ -84,37 +89,106 @@ class Answer:
             raise RemoteProtocolError("The answer ended without its last event.")
         return reasons
 
-    def _receive_tokens(self, event: Tokens) -> list[tuple[int, str]]:
-        n_completion = self._usage.n_completion + len(event.ids)
-        self._usage = Usage(self._usage.n_prompt, self._usage.n_cached, n_completion)
-        choice = self._texts[event.choice]
-        text = choice.feed(b"".join(event.pieces))
+    def _receive_accepted(self, event: Accepted) -> None:
+        self.accepted_by = event.donor or OWN_ENGINE
+        self.served = event.served
+        # They go into headers and a comment; our own requester and router filled them in.
+        assert self.accepted_by.isascii()
+        assert self.accepted_by.isalnum()
+        assert self.served.isascii()
+        assert self.served.isprintable()
+        self.position = event.position
+        self.usage = Usage(event.n_prompt, event.n_cached, self.usage.n_completion)
+        if self.request.output is None:  # else it has a form from its first byte on
+            for choice in self._choices:
+                choice.begin(event.begun)
+
+    def _receive_tokens(self, event: Tokens) -> list[Part]:
+        n_completion = self.usage.n_completion + len(event.ids)
+        self.usage = Usage(self.usage.n_prompt, self.usage.n_cached, n_completion)
+        choice = self._choices[event.choice]
+        deltas = choice.feed(b"".join(event.pieces))
+        tokens = self._logprobs[event.choice] if self._logprobs else None
+        if tokens is not None:
+            tokens.feed(event.pieces, event.logprobs)
         if choice.stopped:
-            self._finish_reasons[event.choice] = "stop"
-        return [(event.choice, text)] if text else []
+            self._finish_reasons[event.choice] = "tool_calls" if choice.n_calls else "stop"
+        elif not deltas:
+            return []
+        shown = tokens.take() if tokens is not None else ()
+        return [Part(self._first_choice + event.choice, deltas, shown)] if deltas or shown else []
 
-    def _receive_end(self, event: Finished) -> list[tuple[int, str]]:
-        self._usage = event.usage
-        texts = []
+    def _receive_end(self, event: Finished) -> list[Part]:
+        self.usage = event.usage
+        parts = []
         for end in event.choices:
-            choice = self._texts[end.choice]
-            if text := choice.finish():
-                texts.append((end.choice, text))
-            was_cut = isinstance(end.stop, LengthStop) and not choice.stopped
-            self._finish_reasons[end.choice] = "length" if was_cut else "stop"
-        return texts
+            choice = self._choices[end.choice]
+            deltas = choice.finish()
+            shown = self._logprobs[end.choice].finish() if self._logprobs else ()
+            if deltas or shown:
+                parts.append(Part(self._first_choice + end.choice, deltas, shown))
+            if isinstance(end.stop, LengthStop) and not choice.stopped:
+                self._finish_reasons[end.choice] = "length"
+            else:
+                self._finish_reasons[end.choice] = "tool_calls" if choice.n_calls else "stop"
+        return parts
 
 
-async def collect(answer: Answer, n_choices: int, events: AsyncIterable[Event]) -> list[str]:
-    """The text of each choice, up to a stop string or the end of the events: `require_end` tells if
-    it is whole.
+class Answers:
+    """The answers to requests that one app asked together, as one: choices are counted through."""
 
-    After `Finished` the generator is left to end by itself, so that it is not taken for cancelled.
-    """
-    texts: list[list[str]] = [[] for _ in range(n_choices)]
-    async for event in events:
-        for choice, text in answer.receive(event):
-            texts[choice].append(text)
-        if answer.is_cut:
-            break
-    return ["".join(some) for some in texts]
+    def __init__(self, requests: Sequence[GenerateRequest]) -> None:
+        assert requests
+        self.each: list[Answer] = []
+        self.n_choices = 0
+        for request in requests:
+            self.each.append(Answer(request, self.n_choices))
+            self.n_choices += request.n
+
+    @property
+    def accepted_by(self) -> str:
+        """Who has accepted, each donor once, with commas; empty while nobody has."""
+        return _joined(answer.accepted_by for answer in self.each)
+
+    @property
+    def served(self) -> str:
+        """What answers, each artifact once, with commas; empty while it is not known."""
+        return _joined(answer.served for answer in self.each)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(
+            sum(answer.usage.n_prompt for answer in self.each),
+            sum(answer.usage.n_cached for answer in self.each),
+            sum(answer.usage.n_completion for answer in self.each),
+        )
+
+    @property
+    def wait(self) -> str:
+        """Why there is no text yet, for people."""
+        answer = next((each for each in self.each if not each.has_ended), self.each[-1])
+        if not answer.accepted_by:
+            return "looking for a donor"
+        if answer.phase is Phase.QUEUED and answer.position:
+            return f"queued, {answer.position} ahead"
+        return answer.phase.value
+
+    def require_end(self) -> list[FinishReason]:
+        """See `Answer.require_end`; of all choices."""
+        return [reason for answer in self.each for reason in answer.require_end()]
+
+
+def _choice_of(request: GenerateRequest) -> Choice:
+    chat = request.input if isinstance(request.input, ChatInput) else None
+    if chat is None or chat.tool_choice is ToolChoice.NONE:
+        return Choice(request.stop, is_chat=chat is not None)
+    return Choice(
+        request.stop,
+        tools=frozenset(tool.name for tool in chat.tools),
+        is_forced_call=chat.tool_choice is not ToolChoice.AUTO,
+    )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(filter(None, names)))

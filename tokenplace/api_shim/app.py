@@ -1,61 +1,70 @@
 """The HTTP API that apps on this machine speak. Start at `create_app`.
 
-Routes only: bodies are `schemas`, words are `translate`, streams are `sse`, and whatever is refused
-is `refusal`. Every route exists under /v1, as OpenAI's, and under /api/v1, as token.place's.
+What is served, and under which paths; whatever is refused is `refusal`. A dialect is a package of
+bodies, their translation, forms of answers, and routes: `openai`. `responder` runs what they ask.
+Every route exists under /v1, as OpenAI's, and under /api/v1, as token.place's.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-import time
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from tokenplace.api_shim.answer import Answer, collect
+from tokenplace import __version__
+from tokenplace.api_shim.about import add_about_routes, add_document_route
+from tokenplace.api_shim.access import Access
 from tokenplace.api_shim.catalog import ModelCatalog
+from tokenplace.api_shim.encrypted.completions import EncryptedCompletions
+from tokenplace.api_shim.encrypted.own_key import OwnKey
+from tokenplace.api_shim.encrypted.routes import add_public_key_route
 from tokenplace.api_shim.guard import Guard
-from tokenplace.api_shim.refusal import (
-    Refusal,
-    refusal_of,
-    refusal_of_invalid,
-    refusal_of_status,
+from tokenplace.api_shim.metrics import CountingRequests, CountingTokens, Metrics
+from tokenplace.api_shim.openai.routes import (
+    Completions,
+    Embedder,
+    add_chat_route,
+    add_embedding_route,
+    add_model_list_route,
+    add_model_route,
+    add_text_route,
 )
-from tokenplace.api_shim.schemas import ChatCompletionRequest, CompletionRequest
-from tokenplace.api_shim.sse import EventStream, accepted_by_headers
-from tokenplace.api_shim.translate import (
-    AnswerForm,
-    ChatForm,
-    CompletionForm,
-    Surroundings,
-    chat_request,
-    completion_request,
-    model_object,
-)
+from tokenplace.api_shim.openapi import openapi_document
+from tokenplace.api_shim.page.routes import PATHS as PAGE_PATHS
+from tokenplace.api_shim.page.routes import page_routes
+from tokenplace.api_shim.refusal import Refusal, Refused, refusal_of, refusal_of_status
+from tokenplace.api_shim.request_id import RequestId
+from tokenplace.api_shim.responder import Responder
 from tokenplace.defaults import API_HEADERS_HOLD_S, API_KEEPALIVE_S
 from tokenplace.errors import TokenplaceError
-from tokenplace.generation import CACHE_SCOPE_BYTES, SEED_BYTES, GenerateRequest, Generator
+from tokenplace.generation import Generator
 
 PREFIXES: Final = ("/v1", "/api/v1")
-ID_BYTES: Final = 12  # of an answer's id: unique, not secret
+# What needs no API key: the page, which must show before one can be typed in, and the sign of life.
+OPEN_PATHS: Final = PAGE_PATHS | {f"{prefix}/health" for prefix in ("", *PREFIXES)}
+ALIAS_PREFIX: Final = "/api/v2"  # has the chat and the models alone, as token.place's
 
 
 def create_app(
     generator: Generator,
     models: ModelCatalog,
     *,
+    embedder: Embedder | None = None,
+    attempts: Callable[[], Mapping[str, int]] = dict,
     hold_s: float = API_HEADERS_HOLD_S,
     keepalive_s: float = API_KEEPALIVE_S,
+    access: Access | None = None,
 ) -> FastAPI:
     """The API over a generator and a catalog. Serve it with `server.serve_api`.
 
+    embedder: makes vectors; None: nobody does. attempts: how often donors were asked, by outcome.
     hold_s: seconds that a stream's headers wait for a donor. keepalive_s: seconds of silence after
-    which a stream says why it waits.
+    which a stream says why it waits. access: who may call over TCP; None: this machine's programs.
     """
     app = FastAPI(
         openapi_url=None,
@@ -63,91 +72,44 @@ def create_app(
         # FastAPI would send request bodies' errors to whoever an environment variable names.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    router = APIRouter()
-    _add_model_routes(router, models)
-    _add_completion_routes(router, generator, hold_s, keepalive_s)
+    access = access or Access()
+    metrics = Metrics()
+    own_key = OwnKey()
+    counted = CountingTokens(generator, metrics)
+    plain = Completions(Responder(counted, hold_s, keepalive_s))
+    completions = EncryptedCompletions(plain, own_key)
+    shared, rest, about, root = APIRouter(), APIRouter(), APIRouter(), APIRouter()
+    add_chat_route(shared, completions)
+    add_text_route(rest, completions)
+    add_model_list_route(shared, models)
+    add_model_route(rest, models)
+    add_public_key_route(rest, own_key)
+    if embedder is not None:
+        add_embedding_route(rest, embedder)
+    add_about_routes(about, metrics, attempts)
+    has_keys = bool(access.keys.digests)
+    document = partial(openapi_document, __version__, PREFIXES, ALIAS_PREFIX, has_keys=has_keys)
     for prefix in PREFIXES:
-        app.include_router(router, prefix=prefix)
-    app.add_middleware(Guard)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
+        app.include_router(shared, prefix=prefix)
+        app.include_router(rest, prefix=prefix)
+        app.include_router(about, prefix=prefix)
+    app.include_router(shared, prefix=ALIAS_PREFIX)
+    add_document_route(root, document)
+    app.include_router(root)
+    app.include_router(about)
+    app.routes.extend(page_routes())
+    app.add_middleware(Guard, access=replace(access, open_paths=OPEN_PATHS))
+    app.add_middleware(CountingRequests, metrics=metrics)
+    app.add_middleware(RequestId)
     app.add_exception_handler(HTTPException, _on_status)
+    app.add_exception_handler(Refused, _on_error)
     app.add_exception_handler(TokenplaceError, _on_error)
     app.add_exception_handler(Exception, _on_error)
     return app
 
 
-def _add_model_routes(router: APIRouter, models: ModelCatalog) -> None:
-    @router.get("/health")
-    async def health() -> dict[str, Any]:
-        return {
-            "status": "ok",
-            "version": "v1",
-            "service": "token.place",
-            "timestamp": int(time.time()),
-        }
-
-    @router.get("/models")
-    async def list_models() -> dict[str, Any]:
-        cards = await models.list_models()
-        return {"object": "list", "data": [model_object(card) for card in cards]}
-
-    @router.get("/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
-        return model_object(await models.get_model(name))
-
-
-def _add_completion_routes(
-    router: APIRouter, generator: Generator, hold_s: float, keepalive_s: float
-) -> None:
-    surroundings = _SurroundingsOf()
-
-    async def respond(request: GenerateRequest, form: AnswerForm) -> Response:
-        if request.streamed:
-            return EventStream(generator, request, form, hold_s=hold_s, keepalive_s=keepalive_s)
-        answer = Answer(request.stop, request.n)
-        async with generator.generate(request) as events:
-            texts = await collect(answer, request.n, events)
-        choices = list(zip(texts, answer.require_end(), strict=True))
-        whole = form.whole(choices, answer.usage)
-        return JSONResponse(whole, headers=accepted_by_headers(answer))
-
-    @router.post("/chat/completions")
-    async def create_chat_completion(body: ChatCompletionRequest, http: Request) -> Response:
-        request = chat_request(body, surroundings(http))
-        form = ChatForm(_new_id("chatcmpl"), int(time.time()), body.model, body.includes_usage)
-        return await respond(request, form)
-
-    @router.post("/completions")
-    async def create_completion(body: CompletionRequest, http: Request) -> Response:
-        request = completion_request(body, surroundings(http))
-        form = CompletionForm(_new_id("cmpl"), int(time.time()), body.model, body.includes_usage)
-        return await respond(request, form)
-
-
-class _SurroundingsOf:
-    """Clock and dice of a request. Apps that show different keys get different cache scopes."""
-
-    def __init__(self) -> None:
-        self._secret = secrets.token_bytes(CACHE_SCOPE_BYTES)
-
-    def __call__(self, http: Request) -> Surroundings:
-        key = http.headers.get("authorization", "").encode()
-        scope = hashlib.blake2b(key, key=self._secret, digest_size=CACHE_SCOPE_BYTES)
-        today = datetime.now(UTC).date().isoformat()
-        return Surroundings(secrets.token_bytes(SEED_BYTES), scope.digest(), today)
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(ID_BYTES)}"
-
-
 def _json_of(refusal: Refusal) -> JSONResponse:
     return JSONResponse(refusal.body, refusal.status, refusal.headers)
-
-
-async def _on_invalid(http: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return _json_of(refusal_of_invalid(error.errors()[0], error.body))
 
 
 async def _on_status(http: Request, error: Exception) -> Response:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from typing import Final
 
 import trio
 
+from tokenplace.defaults import API_LINGER_S, API_READ_AHEAD_BYTES
+
+GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)  # the app, or our own socket
+
 
 class Connection:
-    """A socket stream as Hypercorn uses it. Three of its faults end here:
+    """A socket stream as Hypercorn uses it. Four of its faults end here:
 
     - It sends under a shield without a deadline, so a client that stops reading would pin its
       handler for ever, and no cancellation would end it. Here each write has a deadline, and the
@@ -16,6 +22,7 @@ class Connection:
       Linux and TCP alone.
     - It cancels no handler when its app hangs up. Here the end of the app's half cancels all.
     - It keeps a connection that its app closed until the idle timer ends. Here it ends at once.
+    - It reads nothing while pipelined requests wait, and so sees no hang-up. See `read_ahead`.
 
     write_timeout_s: a write that takes longer means that the app stopped reading.
     scope: what serves the connection runs in it; shielded, so that `end_by` decides when it ends.
@@ -28,6 +35,7 @@ class Connection:
         self._write_timeout_s = write_timeout_s
         self._write_scope = trio.CancelScope()
         self._end_at = math.inf
+        self._ahead = bytearray()
 
     def end_by(self, deadline: float) -> None:
         """Whatever the app does, this connection is over at that time (trio's clock)."""
@@ -50,12 +58,38 @@ class Connection:
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """As `trio.SocketStream.receive_some`; the end cancels `scope`, for nobody reads on."""
-        data = b""
+        if self._ahead:
+            await trio.lowlevel.checkpoint()
+            data = bytes(self._ahead[:max_bytes])
+            del self._ahead[:max_bytes]
+            return data
+        return await self._receive(max_bytes)
+
+    async def read_ahead(self) -> None:
+        """Take what comes, for `receive_some` to give later, until cancelled: a hang-up shows only
+        to who reads. Stops reading when much has come."""
+        with suppress(*GONE):
+            while len(self._ahead) < API_READ_AHEAD_BYTES:
+                self._ahead += await self._receive(API_READ_AHEAD_BYTES)
+        await trio.sleep_forever()
+
+    async def linger(self) -> None:
+        """Say that nothing more is sent, then drop what comes, not for long: closing under an app
+        that is sending resets the connection, and it may never read the last answer."""
+        with trio.move_on_after(API_LINGER_S):
+            with suppress(*GONE):
+                await self._stream.send_eof()
+                while await self._receive(API_READ_AHEAD_BYTES):
+                    pass
+
+    async def _receive(self, max_bytes: int) -> bytes:
         try:
             data = bytes(await self._stream.receive_some(max_bytes))
-        finally:
-            if not data:
-                self.end_by(trio.current_time())
+        except GONE:
+            self.end_by(trio.current_time())
+            raise
+        if not data:
+            self.end_by(trio.current_time())
         return data
 
     async def send_eof(self) -> None:

@@ -1,96 +1,171 @@
-"""Keeps web pages and malformed requests away from the API. Start at `Guard`.
+"""Keeps web pages, strangers and malformed requests away from the API. Start at `Guard`.
 
-ASGI middleware, outside of everything else. A page in the user's browser can reach localhost: by
-plain forms and images, or by DNS rebinding under a name of its own. So the Host must be this very
-address and port, and no header may say that another site asked. There are no CORS headers, hence
-no page of another origin may read an answer. Bodies are read whole, under a limit, before the app
-runs.
+ASGI middleware, outside of everything else. Who may call is `access`; here it is asked, before a
+byte of the body is read. Bodies are read whole, under a limit, before the app runs. The origins
+that may call get CORS headers, on refusals too; to all others no header says anything, hence no
+page of theirs may read an answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import trio
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tokenplace.api_shim.access import Access, cors_headers, is_preflight, preflight_headers
 from tokenplace.api_shim.refusal import Refusal
-from tokenplace.defaults import API_BODY_TIMEOUT_S, API_LINGER_S, API_MAX_BODY_BYTES
+from tokenplace.defaults import (
+    API_BODY_TIMEOUT_S,
+    API_LINGER_S,
+    API_MAX_BODIES_BYTES,
+    API_MAX_BODY_BYTES,
+    API_RETRY_AFTER_S,
+)
 
-METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-SAME_SITE = frozenset({"none", "same-origin"})  # typed by the user, or our own page
+METHODS_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+# The name in a scope's `state` under which the server leaves what says "100 Continue" to an app
+# that waits for it.
+SAY_CONTINUE: Final = "tokenplace.say_continue"
+# One that comes twice may be read one way here and another way elsewhere. Lengths and Host are
+# looked after by h11.
+SINGLE_HEADERS: Final = frozenset(
+    {"origin", "sec-fetch-site", "authorization", "content-type", "content-encoding"}
+)
 
 
 class Guard:
-    """Lets pass what comes from a program on this machine or from this API's own page.
+    """Lets pass whom `access` lets, with a body that can be read.
 
     body_timeout_s: seconds until the whole body must have arrived.
     """
 
-    def __init__(self, app: ASGIApp, body_timeout_s: float = API_BODY_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access | None = None,
+        body_timeout_s: float = API_BODY_TIMEOUT_S,
+    ) -> None:
         self._app = app
+        self._access = access or Access()
         self._body_timeout_s = body_timeout_s
+        self._room = _Room(API_MAX_BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = refuse_by_head(scope)
-        if refusal is None:
-            body = await self._read_body(receive)
-            if isinstance(body, bytes):
-                return await self._app(scope, _replay(body, receive), send)
-            if body is None:  # the app is gone
-                return None
-            refusal = body
-        return await _refuse(refusal, scope, receive, send)
+        headers = headers_of(scope)
+        if (origin := self._access.foreign_origin(headers)) is not None:
+            send = _adding(cors_headers(origin), send)
+        if (refusal := refuse_by_head(scope, headers, self._access)) is not None:
+            return await _refuse(refusal, scope, receive, send)
+        app = self._app
+        if origin is not None and is_preflight(headers, scope["method"]):
+            app = Response(status_code=204, headers=preflight_headers(headers))
+        elif scope["method"] == "HEAD":  # RFC 9110, section 9.3.2: as GET; the server cuts the body
+            scope = {**scope, "method": "GET"}
+        share = _Share(self._room)
+        try:
+            await self._pass_on(app, scope, receive, send, share)
+        finally:
+            share.release()
 
-    async def _read_body(self, receive: Receive) -> bytes | Refusal | None:
+    async def _pass_on(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, share: _Share
+    ) -> None:
+        say_continue = scope.get("state", {}).get(SAY_CONTINUE)
+        if say_continue is not None:
+            await say_continue()
+        body = await self._read_body(receive, share)
+        if isinstance(body, Refusal):
+            await _refuse(body, scope, receive, send)
+        elif body is not None:  # None: the app is gone
+            await app(scope, _replay(body, receive), send)
+
+    async def _read_body(self, receive: Receive, share: _Share) -> bytes | Refusal | None:
         body = bytearray()
         with trio.move_on_after(self._body_timeout_s):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return None
-                body += message.get("body", b"")
+                piece = message.get("body", b"")
+                body += piece
                 if len(body) > API_MAX_BODY_BYTES:
                     return _too_large()
+                if not share.take(len(piece)):
+                    return _too_many()
                 if not message.get("more_body", False):
                     return bytes(body)
         return Refusal(408, "The body did not arrive in time.", "request_timeout")
 
 
-def refuse_by_head(scope: Scope) -> Refusal | None:
-    """What is wrong with a request before its body is read; None if nothing is."""
-    headers = [
-        (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
-    ]
-    named = dict(headers)
+@dataclass
+class _Room:
+    """For the bodies of all requests together."""
+
+    n_free_bytes: int
+
+
+@dataclass
+class _Share:
+    """What one request's body takes of the room, until the request is over."""
+
+    room: _Room
+    n_bytes: int = 0
+
+    def take(self, n_bytes: int) -> bool:
+        """Is there room for so much more? If so, it is taken."""
+        if n_bytes > self.room.n_free_bytes:
+            return False
+        self.room.n_free_bytes -= n_bytes
+        self.n_bytes += n_bytes
+        return True
+
+    def release(self) -> None:
+        """Give all of it back."""
+        self.room.n_free_bytes += self.n_bytes
+        self.n_bytes = 0
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Names in lower case; of one that came twice, the last."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def refuse_by_head(scope: Scope, headers: Mapping[str, str], access: Access) -> Refusal | None:
+    """What is wrong with a request before its body is read; None if nothing is.
+
+    headers: from `headers_of`.
+    """
     if scope["http_version"] not in {"1.0", "1.1"}:
         return Refusal(505, "Only HTTP/1.1 is spoken here.", "http_version_not_supported")
-    if "transfer-encoding" in named and "content-length" in named:
-        # RFC 9112, section 6.3: two lengths are how requests are smuggled.
-        return Refusal(
-            400, "Transfer-Encoding and Content-Length exclude each other.", "bad_length"
-        )
-    if scope["server"] is not None and (refusal := _refuse_origin(named, scope["server"][1])):
-        return refusal
-    return _refuse_body_kind(named, scope["method"])
+    if twice := _first_twice(scope):
+        return Refusal(400, f"The header {twice} came twice.", "duplicate_header")
+    if "transfer-encoding" in headers:
+        # RFC 9112, section 6.1: two lengths, or one that the version does not know, are how
+        # requests are smuggled.
+        if "content-length" in headers:
+            message = "Transfer-Encoding and Content-Length exclude each other."
+            return Refusal(400, message, "bad_length")
+        if scope["http_version"] == "1.0":
+            return Refusal(400, "HTTP/1.0 has no Transfer-Encoding.", "bad_length")
+    if scope["server"] is not None:
+        refusal = access.refuse(headers, scope["method"], scope["path"], *scope["server"])
+        if refusal is not None:
+            return refusal
+    return _refuse_body_kind(headers, scope["method"])
 
 
-def _refuse_origin(headers: Mapping[str, str], port: int) -> Refusal | None:
-    """A Unix socket has no port and needs none of this: no browser can reach it."""
-    host = headers.get("host", "").lower()
-    own_hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-    if port == 80:
-        own_hosts |= {"127.0.0.1", "localhost", "[::1]"}
-    if host not in own_hosts:
-        message = (
-            f"This API answers only to the Host 127.0.0.1:{port}, localhost:{port}, [::1]:{port}."
-        )
-        return Refusal(403, message, "host_not_allowed")
-    origin = headers.get("origin", "")
-    site = headers.get("sec-fetch-site", "none")
-    if (origin and origin.lower() != f"http://{host}") or site not in SAME_SITE:
-        return Refusal(403, "Web pages of other sites may not use this API.", "origin_not_allowed")
+def _first_twice(scope: Scope) -> str | None:
+    seen = set()
+    for raw_name, _ in scope["headers"]:
+        name: str = raw_name.decode("latin-1")
+        if name in seen:
+            return name
+        if name in SINGLE_HEADERS:
+            seen.add(name)
     return None
 
 
@@ -114,6 +189,11 @@ def _too_large() -> Refusal:
     return Refusal(413, message, "request_too_large")
 
 
+def _too_many() -> Refusal:
+    headers = {"retry-after": str(API_RETRY_AFTER_S)}
+    return Refusal(503, "Too many large requests at once.", "overloaded", headers=headers)
+
+
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body that was read already, then goes on with the real one."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -122,6 +202,18 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
+
+
+def _adding(headers: Mapping[str, str], send: Send) -> Send:
+    """A `send` that puts these headers on the answer."""
+    added = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+    async def send_adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    return send_adding
 
 
 async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,6 +225,7 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
     headers = {**refusal.headers, "connection": "close"}
     response = JSONResponse(refusal.body, refusal.status, headers)
     body_ended = trio.Event()
+    is_waiting = "expect" in headers_of(scope)  # for this very answer, before it sends anything
 
     async def discard() -> None:
         while (message := await receive())["type"] != "http.disconnect":
@@ -142,7 +235,8 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(discard)
-        with trio.move_on_after(API_LINGER_S):
-            await body_ended.wait()
+        if not is_waiting:
+            with trio.move_on_after(API_LINGER_S):
+                await body_ended.wait()
         await response(scope, receive, send)
         nursery.cancel_scope.cancel()

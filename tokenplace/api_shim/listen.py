@@ -1,15 +1,16 @@
-"""Listening sockets that only this machine, or only this user, can reach.
+"""Listening sockets that only this machine, or only this user, can reach, unless told otherwise.
 
-Start at `listen_on_loopback` and `unix_listener`.
+Start at `listen_on` and `unix_listener`.
 """
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,32 +20,55 @@ BACKLOG: Final = 128  # connections that wait to be accepted; more than an app o
 FREE_PORT_TRIES: Final = 10  # a port that is free on 127.0.0.1 may be taken on ::1
 MAX_PORT: Final = 65_535
 SOCKET_FILE_MODE: Final = 0o600
+LOOPBACK: Final = ("127.0.0.1", "::1")
+EVERYWHERE: Final = ("0.0.0.0", "::")  # every address of the machine, of each version of IP
 NO_IPV6: Final = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 
 
-def listen_on_loopback(port: int) -> list[socket.socket]:
-    """Sockets on 127.0.0.1 and, where there is IPv6, on ::1, both at one port; 0 is any free one.
+def listen_on(port: int, address: str | None = None) -> list[socket.socket]:
+    """Sockets on 127.0.0.1 and, where there is IPv6, on ::1, all at one port; 0 is any free one.
 
-    Both or none: `localhost` may mean either, and must not lead to another program. Raises
+    address: an IP address to listen on besides; 0.0.0.0 is every one of IPv4, :: every one.
+    All or none: `localhost` may mean either, and must not lead to another program. Raises
     `ConfigError`.
     """
     if not 0 <= port <= MAX_PORT:
         raise ConfigError(f"Port {port} is not between 0 and {MAX_PORT}.")
+    wanted = addresses_with(address)
     for _ in range(FREE_PORT_TRIES):
-        try:
-            first = _listen(socket.AF_INET, "127.0.0.1", port)
-        except OSError as error:
-            raise _unusable("127.0.0.1", port, error) from None
-        bound_port = first.getsockname()[1]
-        try:
-            return [first, _listen(socket.AF_INET6, "::1", bound_port)]
-        except OSError as error:
-            if error.errno in NO_IPV6:
-                return [first]
-            first.close()
-            if port != 0:
-                raise _unusable("::1", port, error) from None
-    raise ConfigError("No port was free on both 127.0.0.1 and ::1.", hint="Use --api-port N.")
+        if sockets := _listen_on_all(wanted, port):
+            return sockets
+    raise ConfigError(f"No port was free on all of {', '.join(wanted)}.", hint="Use --api-port N.")
+
+
+def addresses_with(address: str | None) -> tuple[str, ...]:
+    """The addresses to listen on so that loopback and `address` are reached, each once."""
+    if address is None:
+        return LOOPBACK
+    if address == EVERYWHERE[1]:
+        return EVERYWHERE
+    if address == EVERYWHERE[0]:
+        return (EVERYWHERE[0], LOOPBACK[1])
+    return tuple(dict.fromkeys((*LOOPBACK, address)))
+
+
+def _listen_on_all(addresses: Sequence[str], port: int) -> list[socket.socket]:
+    """Sockets on all; none if any port would do, and the one found is taken at another address."""
+    any_port = port == 0
+    with ExitStack() as stack:  # closes what was opened if not all could be
+        sockets: list[socket.socket] = []
+        for address in addresses:
+            try:
+                sockets.append(stack.enter_context(_listen(address, port)))
+            except OSError as error:
+                if address in {LOOPBACK[1], EVERYWHERE[1]} and error.errno in NO_IPV6:
+                    continue
+                if any_port and sockets and error.errno == errno.EADDRINUSE:
+                    return []
+                raise _unusable(address, port, error) from None
+            port = sockets[0].getsockname()[1]
+        stack.pop_all()
+        return sockets
 
 
 @contextmanager
@@ -87,8 +111,10 @@ def _listen_privately(listener: socket.socket, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+def _listen(address: str, port: int) -> socket.socket:
+    is_ipv4 = ipaddress.ip_address(address).version == 4
+    family = socket.AF_INET if is_ipv4 else socket.AF_INET6
+    return socket.create_server((address, port), family=family, backlog=BACKLOG)
 
 
 def _unusable(host: str, port: int, error: OSError) -> ConfigError:

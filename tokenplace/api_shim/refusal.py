@@ -2,7 +2,7 @@
 
 Pure. Every error of the API has OpenAI's form, `{"error": {"message", "type", "param", "code"}}`,
 and where OpenAI has a code for the case, its code. No value that an app sent is repeated, except
-numbers and names of parameters: a message may end up in a log.
+names of parameters: a message may end up in a log.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tokenplace.errors import TokenplaceError, first_error
 logger = logging.getLogger(__name__)
 
 MAX_NAME_CHARS: Final = 64  # of a parameter's name that is repeated to the app
+RATE_LIMIT_ERROR: Final = "rate_limit_error"
 
 JSON_TYPES: Final = {
     type(None): "null",
@@ -56,36 +57,48 @@ LENGTHS: Final = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """An HTTP error: status and headers, and the error object for the body or a stream's event."""
+    """An HTTP error: status and headers, and the error object for the body or a stream's event.
+
+    kind: the error's type; empty takes the one that goes with the status.
+    """
 
     status: int
     message: str
     code: str | None
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = RATE_LIMIT_ERROR if self.status == 429 else kind
         return {
             "error": {
                 "message": self.message,
-                "type": kind,
+                "type": self.kind or kind,
                 "param": self.param,
                 "code": self.code,
             }
         }
 
 
+class Refused(Exception):
+    """A refusal on its way out of a route."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
 def refusal_of(error: Exception) -> Refusal:
     """What to say about `error`. One that is not ours is a fault: logged by type and place alone,
     because its text may hold a prompt."""
     if isinstance(error, ExceptionGroup):
-        ours = error.subgroup(TokenplaceError)
-        inner = first_error(error if ours is None else ours)
-        assert isinstance(inner, Exception)  # as every member of an ExceptionGroup
-        return refusal_of(inner)
+        return refusal_of(bare(error))
+    if isinstance(error, Refused):
+        return error.refusal
     if isinstance(error, TokenplaceError):
         return Refusal(
             error.http_status,
@@ -98,24 +111,31 @@ def refusal_of(error: Exception) -> Refusal:
     return refusal_of(TokenplaceError())
 
 
+def bare(errors: ExceptionGroup) -> Exception:
+    """The one of them that an app should hear of: the first of ours, or else the first."""
+    ours = errors.subgroup(TokenplaceError)
+    error = first_error(errors if ours is None else ours)
+    assert isinstance(error, Exception)  # as every member of an ExceptionGroup
+    return error
+
+
 def refusal_of_status(status: int, headers: Mapping[str, str] | None = None) -> Refusal:
     """What to say where the framework only knows a status: no such path, wrong method."""
     message, code = {
-        400: ("The body could not be read as JSON in UTF-8.", "invalid_json"),
         404: ("There is nothing at this path.", "unknown_url"),
         405: ("This path does not know that method.", "method_not_allowed"),
     }.get(status, ("The request was refused.", None))
     return Refusal(status, message, code, None, headers or {})
 
 
-def refusal_of_invalid(error: Mapping[str, Any], body: object) -> Refusal:
-    """What to say about one pydantic error of a body: which parameter, and what was expected."""
+def refusal_of_invalid(error: Mapping[str, Any]) -> Refusal:
+    """What to say about one pydantic error of a body: which parameter, and what was expected.
+
+    An error of ours may say in its context where it is, `at`, below what pydantic knows.
+    """
     kind, context = error["type"], error.get("ctx", {})
-    if kind == "json_invalid":
-        return Refusal(400, _json_message(error["loc"][1], context["error"], body), "invalid_json")
-    param = param_name(error["loc"][1:])
+    param = param_name((*error["loc"], *context.get("at", ())))
     if kind == "unknown_parameter":
-        param = param_name((*error["loc"][1:], context["name"]))
         return Refusal(400, f"Unknown parameter: '{param}'.", kind, param)
     if kind == "unsupported_parameter":
         message = f"Unsupported parameter: '{param}'{context['detail']} is not supported here."
@@ -132,8 +152,17 @@ def refusal_of_invalid(error: Mapping[str, Any], body: object) -> Refusal:
 
 def param_name(location: tuple[str | int, ...]) -> str:
     """A parameter as OpenAI writes it: `messages[0].content`."""
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    name = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in location
+    )
     return name.removeprefix(".")
+
+
+def _shown(name: str) -> str:
+    """An app's own name for something, short, and without the halves of surrogate pairs that JSON
+    can write and no answer could repeat.
+    """
+    return name[:MAX_NAME_CHARS].encode(errors="replace").decode()
 
 
 def _value_message(
@@ -161,17 +190,10 @@ def _value_message(
     return f"Invalid value for '{param}'.", "invalid_value"
 
 
-def _json_message(position: int, reason: str, body: object) -> str:
-    before = body[:position] if isinstance(body, str) else ""
-    line = before.count("\n") + 1
-    column = position - (before.rfind("\n") + 1) + 1
-    return f"The body is not valid JSON: {reason} at line {line}, column {column}."
-
-
 def _retry_headers(status: int, retry_after_s: float | None) -> dict[str, str]:
     if retry_after_s is None:
-        # RFC 9110, section 15.6.4: a 503 says when to come back.
-        return {"retry-after": str(API_RETRY_AFTER_S)} if status == 503 else {}
+        # RFC 9110, section 15.6.4, and RFC 6585, section 4: they say when to come back.
+        return {"retry-after": str(API_RETRY_AFTER_S)} if status in {429, 503} else {}
     return {"retry-after": str(max(1, math.ceil(retry_after_s)))}
 
 

@@ -1,4 +1,4 @@
-"""Serves an ASGI app on loopback or on a Unix socket. Start at `serve_api` and `serve_unix`.
+"""Serves an ASGI app over TCP or on a Unix socket. Start at `serve_api` and `serve_unix`.
 
 Hypercorn speaks HTTP on each connection; accepting and ending them is ours. Its own `serve` accepts
 the sockets itself, so that nobody could end one whose client stopped reading: it sends under a
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from tokenplace.api_shim.connection import Connection
 from tokenplace.api_shim.http1 import Http1Server
-from tokenplace.api_shim.listen import listen_on_loopback, unix_listener
+from tokenplace.api_shim.listen import listen_on, unix_listener
 from tokenplace.defaults import (
     API_IDLE_TIMEOUT_S,
     API_MAX_CONNECTIONS,
@@ -39,16 +39,17 @@ async def serve_api(
     app: ASGIApp,
     *,
     port: int,
+    address: str | None = None,
     write_timeout_s: float = API_WRITE_TIMEOUT_S,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on 127.0.0.1, and on ::1 where there is IPv6, until cancelled; reports the port.
 
-    port: 0 takes any free one. After cancellation answers that are about to end may, for
-    `API_SHUTDOWN_GRACE_S`; then all is closed, whatever the apps do. Raises `ConfigError` if the
-    port cannot be used.
+    port: 0 takes any free one. address: an IP address to serve on besides; see `listen_on`.
+    After cancellation answers that are about to end may, for `API_SHUTDOWN_GRACE_S`; then all is
+    closed, whatever the apps do. Raises `ConfigError` if port or address cannot be used.
     """
-    sockets = listen_on_loopback(port)
+    sockets = listen_on(port, address)
     bound_port: int = sockets[0].getsockname()[1]
     await _Server(app, write_timeout_s).run(sockets, lambda: task_status.started(bound_port))
 
