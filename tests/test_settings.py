@@ -53,6 +53,40 @@ def test_without_a_number_every_core_is_taken() -> None:
     assert Settings(HOME).threads_each(1) == (os.cpu_count() or 1)
 
 
+# ---------------------------------------------------------------- the local API
+
+KEY_FILE = Path("/home/alice/keys")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_host": "192.168.1.7"},
+        {"api_host": "0.0.0.0"},
+        {"api_host": "::"},
+        {"api_host": "fd00::7"},
+        {"api_allow_hosts": ("llm.example",)},
+    ],
+)
+def test_other_machines_need_a_key(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"--api-(allow-)?host.* needs an API key") as caught:
+        Settings(HOME, **settings).check()
+    assert "--api-key-file" in caught.value.hint
+    Settings(HOME, api_key_file=KEY_FILE, **settings).check()
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "127.0.0.2", "::1"])
+def test_this_machine_needs_none(host: str | None) -> None:
+    Settings(HOME, api_host=host).check()
+    Settings(HOME, api_host=host, api_key_file=KEY_FILE).check()
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "example.org", "192.168.1.7:80", "[::1]", "*"])
+def test_the_apis_host_is_an_ip_address(host: str) -> None:
+    with pytest.raises(ConfigError, match="no IP address"):
+        Settings(HOME, api_host=host, api_key_file=KEY_FILE).check()
+
+
 # ---------------------------------------------------------------- donated models
 
 

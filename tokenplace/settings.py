@@ -6,6 +6,7 @@ Everything has a value that works: `tokenplace up` needs no settings at all.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -46,6 +47,11 @@ class Settings:
     listen: multiaddrs to listen on; empty means the default when donating or serving, else none.
     serve: take part in the DHT and serve the directory even without donating.
     api_port: 0 picks a free one. has_api: whether the local API is served.
+    api_host: an IP address to serve it on besides loopback; None: this machine alone.
+    api_allow_hosts: names under which it may be called besides; see `api_shim.access.parse_host`.
+    api_allow_origins: web origins that may call it; see `api_shim.access.parse_origin`.
+    api_key_file: keys of which each request must show one; None: none is asked for.
+    api_socket: a Unix socket to serve the API on besides.
     allow_private: dial addresses of private networks that strangers name.
     n_threads: compute threads for all models together; None takes every core.
     n_ctx: tokens of context of each request; None leaves it to the model, at most
@@ -66,6 +72,11 @@ class Settings:
     serve: bool = False
     api_port: int = defaults.API_PORT
     has_api: bool = True
+    api_host: str | None = None
+    api_allow_hosts: tuple[str, ...] = ()
+    api_allow_origins: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    api_socket: Path | None = None
     allow_private: bool = False
     n_threads: int | None = None
     n_ctx: int | None = None
@@ -88,8 +99,20 @@ class Settings:
                 "With --no-api and nothing to serve there is nothing to do.",
                 hint="Add --donate MODEL or --serve, or leave --no-api out.",
             )
+        self._check_api()
         self._check_engine()
         self._check_memory()
+
+    def _check_api(self) -> None:
+        is_loopback = self.api_host is None or _ip_address(self.api_host).is_loopback
+        if self.api_key_file is not None or (is_loopback and not self.api_allow_hosts):
+            return
+        flag = "--api-allow-host" if is_loopback else f"--api-host {self.api_host}"
+        raise ConfigError(
+            f"{flag} opens the API to other machines: it needs an API key.",
+            hint="Give --api-key-file FILE, a file of one key a line that only you can read;"
+            " `openssl rand -hex 24` makes a key.",
+        )
 
     def _check_engine(self) -> None:
         if self.n_slots is not None and not 1 <= self.n_slots <= defaults.MAX_SLOTS:
@@ -158,6 +181,17 @@ class Settings:
     def idle_unload_s(self) -> float:
         """Seconds without a request after which a model is unloaded; infinite: never."""
         return self.idle_unload_min * 60 or math.inf
+
+
+def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(
+            f"--api-host {text[:64]!r} is no IP address.",
+            hint="Give an address of this machine, or 0.0.0.0 for all of them; without it, the API"
+            " is served to this machine alone.",
+        ) from None
 
 
 def parse_gpu_layers(text: str) -> int | None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from tests.api_shim.serving import CHAT, http_client, port_of, serving
 from tests.fakes import FakeEngine
-from tokenplace.api_shim import guard
 from tokenplace.api_shim.access import Access, ApiKeys, parse_host, parse_origin
 from tokenplace.api_shim.app import OPEN_PATHS
 from tokenplace.errors import ConfigError
@@ -337,34 +336,6 @@ async def test_private_network_access_is_granted_to_who_may_call() -> None:
     assert granted.headers[name] == "true"
     assert name not in refused.headers
     assert name not in unasked.headers
-
-
-# ---------------------------------------------------------------- the body
-
-
-async def test_bodies_of_all_requests_together_have_a_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(guard, "API_MAX_BODIES_BYTES", 1000)
-    engine = FakeEngine()
-    async with serving(engine) as address, http_client(address) as client:
-        stream = await trio.open_tcp_stream("127.0.0.1", port_of(address))
-        async with stream:
-            head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port_of(address)}\r\n"
-            head += "Content-Type: application/json\r\nContent-Length: 999\r\n\r\n"
-            await stream.send_all(head.encode() + b" " * 990)
-            with trio.fail_after(5):
-                while (answer := await client.post(PATH, json=CHAT)).status_code == 200:
-                    pass  # until that body has been read
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "overloaded"
-        assert int(answer.headers["retry-after"]) > 0
-        with trio.fail_after(5):
-            while (await client.post(PATH, json=CHAT)).status_code == 503:
-                pass  # until it is seen that the app is gone
-        n_before = len(engine.requests)
-        assert (await client.post(PATH, json=CHAT)).status_code == 200
-    assert len(engine.requests) == n_before + 1
 
 
 # ---------------------------------------------------------------- addresses

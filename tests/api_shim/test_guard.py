@@ -6,12 +6,23 @@ import json
 
 import pytest
 import trio
+from fastapi.routing import iter_route_contexts
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.api_shim.serving import CHAT, http_client, port_of, post, raw_exchange, serving
+from tests.api_shim.serving import (
+    CHAT,
+    FakeCatalog,
+    http_client,
+    port_of,
+    post,
+    raw_exchange,
+    serving,
+)
 from tests.fakes import FakeEngine
+from tokenplace.api_shim import guard
 from tokenplace.api_shim.access import Access
-from tokenplace.api_shim.guard import Guard, headers_of, refuse_by_head
+from tokenplace.api_shim.app import create_app
+from tokenplace.api_shim.guard import METHODS_WITH_BODY, Guard, headers_of, refuse_by_head
 from tokenplace.defaults import API_MAX_BODY_BYTES
 
 PATH = "/v1/chat/completions"
@@ -97,6 +108,32 @@ async def test_other_sites_are_refused_on_every_method(method: str) -> None:
         answer = await client.request(method, "/v1/models", headers=headers)
     assert answer.status_code == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_the_guard_knows_every_method_with_a_body() -> None:
+    routes = iter_route_contexts(create_app(FakeEngine(), FakeCatalog()).routes)
+    methods = {method for route in routes for method in route.methods or ()}
+    assert methods - METHODS_WITH_BODY <= {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+async def test_no_path_and_wrong_method_are_said_whatever_the_body(headers: dict[str, str]) -> None:
+    async with serving() as address, http_client(address) as client:
+        for method in ("PUT", "PATCH", "DELETE"):
+            answer = await client.request(method, PATH, headers=headers, content=b"x")
+            assert answer.status_code == 405
+        wrong = await client.post("/v1/models", headers=headers, content=b"x")
+        missing = await client.post("/v1/nothing", headers=headers, content=b"x")
+    assert (wrong.status_code, missing.status_code) == (405, 404)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+async def test_only_json_is_read(path: str) -> None:
+    engine = FakeEngine()
+    async with serving(engine, embedder=engine) as address, http_client(address) as client:
+        answer = await client.post(path, headers={"content-type": "text/plain"}, content=BODY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert engine.requests == []
 
 
 async def test_no_path_and_wrong_method_are_json() -> None:
@@ -252,6 +289,31 @@ def test_port_80_needs_no_number_in_the_host() -> None:
         refusal = refuse_by_head(asked, headers_of(asked), Access())
         statuses.append(refusal.status if refusal else None)
     assert statuses == [None, None, 403, 403]
+
+
+async def test_bodies_of_all_requests_together_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guard, "API_MAX_BODIES_BYTES", 1000)
+    engine = FakeEngine()
+    async with serving(engine) as address, http_client(address) as client:
+        stream = await trio.open_tcp_stream("127.0.0.1", port_of(address))
+        async with stream:
+            head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port_of(address)}\r\n"
+            head += "Content-Type: application/json\r\nContent-Length: 999\r\n\r\n"
+            await stream.send_all(head.encode() + b" " * 990)
+            with trio.fail_after(5):
+                while (answer := await client.post(PATH, json=CHAT)).status_code == 200:
+                    pass  # until that body has been read
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert int(answer.headers["retry-after"]) > 0
+        with trio.fail_after(5):
+            while (await client.post(PATH, json=CHAT)).status_code == 503:
+                pass  # until it is seen that the app is gone
+        n_before = len(engine.requests)
+        assert (await client.post(PATH, json=CHAT)).status_code == 200
+    assert len(engine.requests) == n_before + 1
 
 
 class BodyNever:

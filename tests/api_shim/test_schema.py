@@ -10,6 +10,6 @@ pytestmark = pytest.mark.slow
 
 
 async def test_the_api_does_what_its_document_says() -> None:
-    tried = await try_document(12, "--include-path-regex", "^/v1/|^/[a-z.]+$")
+    tried = await try_document(20, phases=["fuzzing"], paths="^/v1/|^/[a-z.]+$")
     assert tried.is_right, tried.output[-6000:]
-    assert tried.n_cases > 200
+    assert tried.n_cases > 80

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.dht.donating import identity_of
 from tokenplace import __version__
+
+ALICE, BOB = identity_of("alice").peer_id, identity_of("bob").peer_id
 
 
 def run(
@@ -78,6 +81,36 @@ def test_aliases_are_shown_set_and_removed(tmp_path: Path) -> None:
 )
 def test_bad_aliases_are_refused(arguments: list[str], problem: str, tmp_path: Path) -> None:
     assert problem in refused(run("models", "alias", *arguments, home=tmp_path))
+
+
+def test_donors_are_trusted_shown_and_no_longer_trusted(tmp_path: Path) -> None:
+    trust = ["peer", "trust"]
+    assert run(*trust, home=tmp_path).stdout.startswith("from this peer's own models and trusted")
+    said = run(*trust, ALICE, "--name", "laptop", home=tmp_path)
+    assert said.returncode == 0
+    assert "carry out" in said.stderr
+    assert run(*trust, f"/ip4/192.168.1.7/tcp/4010/p2p/{BOB}", home=tmp_path).returncode == 0
+    assert run(*trust, home=tmp_path).stdout.splitlines()[1:] == [f"{ALICE}  laptop", BOB]
+    assert run(*trust, BOB, "--remove", home=tmp_path).returncode == 0
+    shown = run(*trust, "--tools-from", "any", "--list", home=tmp_path).stdout
+    assert shown.splitlines() == ["from anybody, trusted or not", f"{ALICE}  laptop"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["alice"], "no peer id"),
+        ([BOB, "--remove"], "not among the trusted"),
+        (["--remove"], "which peer?"),
+        (["--name", "laptop"], "which peer?"),
+        (["--tools-from", "friends"], "trusted, any"),
+        ([BOB, "--name", "x" * 65], "cannot be called"),
+    ],
+)
+def test_trust_that_cannot_be_is_refused(
+    arguments: list[str], problem: str, tmp_path: Path
+) -> None:
+    assert problem in refused(run("peer", "trust", *arguments, home=tmp_path))
 
 
 def test_models_are_listed(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ FULL: dict[str, Any] = {
             "n_tokens": 17,
         }
     ],
+    "trust": {"tools_from": "trusted", "peers": {ALICE: "laptop", BOB: ""}, "problem": ""},
 }
 
 
@@ -139,6 +140,9 @@ def test_everything_is_shown() -> None:
         "routing table 12 peers",
         "connections 1",
         f"from {short(BOB)} /ip4/9.9.9.9/tcp/5",
+        "tool calls from this peer's own models and trusted donors only",
+        f"{ALICE} laptop",
+        BOB,
         "announced 5 keys in the DHT, 4 confirmed by others",
         "served 41 answers, 9001 tokens; 1 open, 2 failed, 3 cancelled",
         "tiny-model Q4_K_M offered, 1 restart 2.5 GB 4096 82 2 of 8 7",

@@ -94,3 +94,25 @@ def test_bad_values_are_refused(arguments: str, started: list[Settings]) -> None
         start(*arguments.split())
     assert caught.value.hint
     assert not started
+
+
+def test_who_may_use_the_api(started: list[Settings], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    flags = f"--api-host 192.168.1.7 --api-key-file {keys} --api-socket {tmp_path}/api.sock"
+    pages = "--api-allow-origin https://chat.example --api-allow-origin tauri://localhost"
+    start(*flags.split(), *pages.split(), "--api-allow-host", "llm.example")
+    (settings,) = started
+    assert settings.api_host == "192.168.1.7"
+    assert settings.api_key_file == keys
+    assert settings.api_socket == tmp_path / "api.sock"
+    assert settings.api_allow_origins == ("https://chat.example", "tauri://localhost")
+    assert settings.api_allow_hosts == ("llm.example",)
+
+
+def test_who_may_use_the_api_by_environment(started: list[Settings]) -> None:
+    start(
+        TOKENPLACE_API_KEY_FILE="/keys",
+        TOKENPLACE_API_ALLOW_ORIGIN="https://a.example https://b.example",
+    )
+    assert started[0].api_key_file == Path("/keys")
+    assert started[0].api_allow_origins == ("https://a.example", "https://b.example")

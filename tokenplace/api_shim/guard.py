@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenplace.api_shim.access import Access, cors_headers, is_preflight, preflight_headers
-from tokenplace.api_shim.refusal import Refusal
+from tokenplace.api_shim.refusal import Refusal, Refused
 from tokenplace.defaults import (
     API_BODY_TIMEOUT_S,
     API_LINGER_S,
@@ -26,7 +26,8 @@ from tokenplace.defaults import (
     API_RETRY_AFTER_S,
 )
 
-METHODS_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+# Whose body must be JSON. No route takes another method with a body: that gets a 405.
+METHODS_WITH_BODY: Final = frozenset({"POST"})
 # The name in a scope's `state` under which the server leaves what says "100 Continue" to an app
 # that waits for it.
 SAY_CONTINUE: Final = "tokenplace.say_continue"
@@ -59,7 +60,9 @@ class Guard:
         if (origin := self._access.foreign_origin(headers)) is not None:
             send = _adding(cors_headers(origin), send)
         if (refusal := refuse_by_head(scope, headers, self._access)) is not None:
-            return await _refuse(refusal, scope, receive, send)
+            return await _close_with(_saying(refusal), scope, receive, send)
+        if (refusal := _refuse_kind(headers, scope["method"])) is not None:
+            return await _close_with(self._without_body(refusal), scope, receive, send)
         app = self._app
         if origin is not None and is_preflight(headers, scope["method"]):
             app = Response(status_code=204, headers=preflight_headers(headers))
@@ -79,9 +82,20 @@ class Guard:
             await say_continue()
         body = await self._read_body(receive, share)
         if isinstance(body, Refusal):
-            await _refuse(body, scope, receive, send)
+            await _close_with(_saying(body), scope, receive, send)
         elif body is not None:  # None: the app is gone
             await app(scope, _replay(body, receive), send)
+
+    def _without_body(self, refusal: Refusal) -> ASGIApp:
+        """The app, refused its body: it says first if there is no such path or method."""
+
+        async def refuse() -> Message:
+            raise Refused(refusal)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._app(scope, refuse, _adding({"connection": "close"}, send))
+
+        return app
 
     async def _read_body(self, receive: Receive, share: _Share) -> bytes | Refusal | None:
         body = bytearray()
@@ -155,7 +169,10 @@ def refuse_by_head(scope: Scope, headers: Mapping[str, str], access: Access) -> 
         refusal = access.refuse(headers, scope["method"], scope["path"], *scope["server"])
         if refusal is not None:
             return refusal
-    return _refuse_body_kind(headers, scope["method"])
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length[:20]) > API_MAX_BODY_BYTES:
+        return _too_large()
+    return None
 
 
 def _first_twice(scope: Scope) -> str | None:
@@ -169,10 +186,8 @@ def _first_twice(scope: Scope) -> str | None:
     return None
 
 
-def _refuse_body_kind(headers: Mapping[str, str], method: str) -> Refusal | None:
-    length = headers.get("content-length", "0")
-    if length.isdigit() and int(length[:20]) > API_MAX_BODY_BYTES:
-        return _too_large()
+def _refuse_kind(headers: Mapping[str, str], method: str) -> Refusal | None:
+    """What is wrong with the kind of a body."""
     if headers.get("content-encoding", "identity").lower() != "identity":
         return Refusal(415, "Compressed bodies are not read.", "unsupported_media_type")
     kind, _, parameters = headers.get("content-type", "").partition(";")
@@ -216,14 +231,17 @@ def _adding(headers: Mapping[str, str], send: Send) -> Send:
     return send_adding
 
 
-async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+def _saying(refusal: Refusal) -> ASGIApp:
+    headers = {**refusal.headers, "connection": "close"}
+    return JSONResponse(refusal.body, refusal.status, headers)
+
+
+async def _close_with(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer and close. What the app still sends is read and dropped meanwhile.
 
     Closing under an app that is sending resets the connection, and it may never read why. And
     Hypercorn waits for ever to hand a disconnect to a handler that has left ten messages unread.
     """
-    headers = {**refusal.headers, "connection": "close"}
-    response = JSONResponse(refusal.body, refusal.status, headers)
     body_ended = trio.Event()
     is_waiting = "expect" in headers_of(scope)  # for this very answer, before it sends anything
 
@@ -238,5 +256,5 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
         if not is_waiting:
             with trio.move_on_after(API_LINGER_S):
                 await body_ended.wait()
-        await response(scope, receive, send)
+        await answer(scope, receive, send)
         nursery.cancel_scope.cancel()

@@ -106,6 +106,42 @@ def up(
         ),
     ] = defaults.API_PORT,
     no_api: Annotated[bool, typer.Option("--no-api", help="Serve no local API.")] = False,
+    api_host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOKENPLACE_API_HOST",
+            help="Serve the API on this IP address too, not to this machine alone; needs a key.",
+        ),
+    ] = None,
+    api_allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TOKENPLACE_API_ALLOW_HOST",
+            help="Name under which the API may be called, as behind a proxy; needs a key. "
+            "Repeatable.",
+        ),
+    ] = None,
+    api_allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TOKENPLACE_API_ALLOW_ORIGIN",
+            help="Web page that may call the API, e.g. https://chat.example. Repeatable.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TOKENPLACE_API_KEY_FILE",
+            help="Ask every request for one of the keys in this file, one a line.",
+        ),
+    ] = None,
+    api_socket: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TOKENPLACE_API_SOCKET",
+            help="Serve the API on this Unix socket too; only you can open it.",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -199,6 +235,11 @@ def up(
         serve=serve,
         api_port=api_port,
         has_api=not no_api,
+        api_host=api_host,
+        api_allow_hosts=tuple(api_allow_host or ()),
+        api_allow_origins=tuple(api_allow_origin or ()),
+        api_key_file=api_key_file and api_key_file.expanduser().absolute(),
+        api_socket=api_socket and api_socket.expanduser().absolute(),
         allow_private=allow_private,
         n_threads=threads,
         n_ctx=ctx,
@@ -267,6 +308,30 @@ def peer_invite(home: Home = None) -> None:
     from tokenplace.cli.status import show_invite
 
     show_invite(home_of(home))
+
+
+@peer_app.command("trust")
+def peer_trust(
+    peer: Annotated[
+        str | None, typer.Argument(help="Peer id of a donor that you know, or its address.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What you call it.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Trust it no longer.")] = False,
+    tools_from: Annotated[
+        str | None,
+        typer.Option(help="Take tool calls from: trusted donors only (as at first), or any."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show all, as without any argument.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Say which donors may answer requests with tools: programs carry out what they write."""
+    from tokenplace.cli.trust import edit_trust, show_trust
+
+    edit_trust(home_of(home), peer, name=name, remove=remove, tools_from=tools_from)
+    if show or (peer is None and tools_from is None):
+        show_trust(home_of(home))
 
 
 @models_app.command("list")

@@ -15,6 +15,7 @@ import httpx
 
 from tokenplace.cli.control import ask_peer
 from tokenplace.cli.output import CommandFailed, fail, say
+from tokenplace.node.api_keys import read_api_keys
 
 # The peer gives up on a silent donor long before this; it only guards against a peer that hangs.
 ANSWER_TIMEOUT_S: Final = 120.0
@@ -34,13 +35,25 @@ def run_chat(home: Path, model: str, prompt: str | None, max_tokens: int | None)
     if api is None:
         fail("the running peer serves no API", "start it without --no-api")
     wish = {"model": model} if max_tokens is None else {"model": model, "max_tokens": max_tokens}
-    if prompt is None and sys.stdin.isatty():
-        _converse(api["url"], wish)
-    else:
-        _turn(api["url"], wish, [], sys.stdin.read() if prompt is None else prompt)
+    with api_client(api["url"], api["key_file"]) as client:
+        if prompt is None and sys.stdin.isatty():
+            _converse(client, wish)
+        else:
+            _turn(client, wish, [], sys.stdin.read() if prompt is None else prompt)
 
 
-def _converse(api: str, wish: Mapping[str, Any]) -> None:
+def api_client(url: str, key_file: str | None) -> httpx.Client:
+    """Speaks to the API; shows a key where it asks for one. Raises `ConfigError`."""
+    headers = {}
+    if key_file is not None:
+        headers["authorization"] = f"Bearer {read_api_keys(Path(key_file))[0]}"
+    # The peer is on this machine: no proxy is between, and no certificate is needed.
+    return httpx.Client(
+        base_url=url, headers=headers, timeout=ANSWER_TIMEOUT_S, trust_env=False, verify=False
+    )
+
+
+def _converse(client: httpx.Client, wish: Mapping[str, Any]) -> None:
     """Turn after turn until end of input, whatever becomes of each."""
     messages: list[dict[str, str]] = []
     say("Ctrl-C stops an answer, Ctrl-D ends the conversation.")
@@ -48,7 +61,7 @@ def _converse(api: str, wish: Mapping[str, Any]) -> None:
         if not line.strip():
             continue
         try:
-            messages = _turn(api, wish, messages, line)
+            messages = _turn(client, wish, messages, line)
         except ChatFailed as error:
             say(f"error: {error}")
         except KeyboardInterrupt:
@@ -68,7 +81,7 @@ def _next_line() -> str | None:
 
 
 def _turn(
-    api: str, wish: Mapping[str, Any], messages: list[dict[str, str]], text: str
+    client: httpx.Client, wish: Mapping[str, Any], messages: list[dict[str, str]], text: str
 ) -> list[dict[str, str]]:
     """Ask the conversation with `text` added, print the answer as it comes; the conversation then.
 
@@ -77,7 +90,7 @@ def _turn(
     asked = [*messages, {"role": "user", "content": _valid(text)}]
     pieces = []
     try:
-        for piece in _answer(api, {**wish, "messages": asked, "stream": True}):
+        for piece in _answer(client, {**wish, "messages": asked, "stream": True}):
             pieces.append(piece)
             print(piece, end="", flush=True)
     finally:
@@ -95,12 +108,10 @@ def _valid(text: str) -> str:
     return text
 
 
-def _answer(api: str, body: dict[str, Any]) -> Iterator[str]:
+def _answer(client: httpx.Client, body: dict[str, Any]) -> Iterator[str]:
     """The pieces of an answer's text. Raises `ChatFailed`."""
     try:
-        with httpx.stream(
-            "POST", f"{api}/chat/completions", json=body, timeout=ANSWER_TIMEOUT_S
-        ) as response:
+        with client.stream("POST", "chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise ChatFailed(json.loads(response.read())["error"]["message"])
             for event in _events(response):

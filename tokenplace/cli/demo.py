@@ -23,6 +23,7 @@ from tokenplace.cli.output import INTERRUPTED, CommandFailed, counted, say
 from tokenplace.cli.processes import PeerGroup, PeerProcess, is_offering, open_peers
 from tokenplace.cli.stopping import until_signal
 from tokenplace.models.catalogue import DEFAULT_MODEL
+from tokenplace.node.trust_file import TrustFile
 from tokenplace.settings import default_home, models_dir_of
 
 ANSWER_TIMEOUT_S: Final = 120.0
@@ -59,8 +60,10 @@ class Demo:
             for number in range(1, self.n_donors + 1)
         ]
         asker, api = await peers.start_asker("asker", bootstrap, self.api_port)
+        trusted = TrustFile(asker.home)
         for donor in donors:
-            await donor.wait(is_offering)
+            status = await donor.wait(is_offering)
+            trusted.add(status["peer_id"], donor.name)  # they are this person's own
             say(f"  {donor.name} donates {DEFAULT_MODEL.name} ({counted(n_threads, 'thread')})")
         await asker.wait(lambda s: len(s["donors"]) == self.n_donors)
         say(f"network ready after {time.monotonic() - started:.1f} s\n")
@@ -151,7 +154,7 @@ class _Answer:
 def _say_what_next(api: str, home: Path) -> None:
     say(
         f"""
-The network stays up. In another terminal:
+The network stays up. Open {api.removesuffix("v1")} in a browser to chat. Or in another terminal:
 
   export OPENAI_BASE_URL={api}
   export OPENAI_API_KEY=anything

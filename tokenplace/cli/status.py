@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
 from tokenplace.cli.output import console, counted, fail, human_bytes, human_seconds, say
+from tokenplace.cli.trust import trust_lines
 from tokenplace.node.addresses import Reach, reach_of, short
 
 if TYPE_CHECKING:
@@ -92,8 +93,19 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
         yield "announced", f"{n_keys} in the DHT, {announced['n_confirmed']} confirmed by others"
     if status["is_serving"] and (exchanges := status["exchanges"]):
         yield "served", _served(exchanges)
+    if status["api"]:
+        yield from _trust(status["trust"])
     if not status["donors"]:
         yield "donors known", "none yet"
+
+
+def _trust(trust: Status) -> Iterator[tuple[str, str]]:
+    """Whose tool calls are taken."""
+    label = "tool calls"
+    lines = trust_lines(trust["tools_from"], trust["peers"])
+    for line in [trust["problem"]] if trust["problem"] else lines:
+        yield label, line
+        label = ""
 
 
 def _identity(status: Status) -> str:
