@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
@@ -156,32 +156,31 @@ async def stream_many(server: Server, n: int, seconds: float) -> Load:
     return load
 
 
-@asynccontextmanager
-async def connections(server: Server, n: int) -> AsyncIterator[list[trio.SocketStream]]:
-    """Kept open, as an app's HTTP client does."""
-    streams = [await trio.open_tcp_stream(HOST, server.port) for _ in range(n)]
-    try:
-        yield streams
-    finally:
-        for stream in streams:
-            await stream.aclose()
+async def read_some(stream: trio.SocketStream) -> bytes:
+    """The next bytes; raises `RuntimeError` at the end of the connection."""
+    data = await stream.receive_some(READ_BYTES)
+    if not data:
+        raise RuntimeError("the server closed the connection")
+    return bytes(data)
 
 
-async def read_answer(stream: trio.SocketStream) -> None:
-    """One answer with a length, to its last byte."""
+async def read_answer(stream: trio.SocketStream) -> bool:
+    """One answer, with a length or in chunks, to its last byte. False if the server will close."""
     data = b""
     while b"\r\n\r\n" not in data:
-        data += await stream.receive_some(READ_BYTES)
+        data += await read_some(stream)
     head, _, rest = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    if not lengths:  # in chunks; the last one is empty
+    assert head.startswith(b"HTTP/1.1 200"), data
+    lines = head.lower().split(b"\r\n")
+    lengths = [line for line in lines if line.startswith(b"content-length:")]
+    if not lengths:
         while not rest.endswith(b"0\r\n\r\n"):
-            rest += await stream.receive_some(READ_BYTES)
-        return
+            rest += await read_some(stream)
+        return b"connection: close" not in lines
     n_left = int(lengths[0].partition(b":")[2]) - len(rest)
     while n_left > 0:
-        n_left -= len(await stream.receive_some(READ_BYTES))
+        n_left -= len(await read_some(stream))
+    return b"connection: close" not in lines
 
 
 async def ask_many(server: Server, n: int, seconds: float) -> float:
@@ -190,16 +189,19 @@ async def ask_many(server: Server, n: int, seconds: float) -> float:
     ends_at = trio.current_time() + seconds
     payload = request(server.port, body(1, stream=False))
 
-    async def ask(stream: trio.SocketStream) -> None:
+    async def ask() -> None:
         nonlocal n_answered
         while trio.current_time() < ends_at:
-            await stream.send_all(payload)
-            await read_answer(stream)
-            n_answered += 1
+            async with await trio.open_tcp_stream(HOST, server.port) as stream:
+                is_open = True
+                while is_open and trio.current_time() < ends_at:
+                    await stream.send_all(payload)
+                    is_open = await read_answer(stream)
+                    n_answered += 1
 
-    async with connections(server, n) as streams, trio.open_nursery() as nursery:
-        for stream in streams:
-            nursery.start_soon(ask, stream)
+    async with trio.open_nursery() as nursery:
+        for _ in range(n):
+            nursery.start_soon(ask)
     return n_answered / seconds
 
 

@@ -55,6 +55,7 @@ def our_app(tokens_per_s: float) -> ASGIApp:
         decode_tps=tokens_per_s,
         stream_cost=0.0,
         n_answer=(100_000, 100_000),
+        words=("hello ", "tokens ", "are ", "free "),  # each half is text: one token, one event
     )
     engine = FakeEngine(model)
     return create_app(engine, Catalog())

@@ -19,6 +19,8 @@ from typing import Any, Final
 import psutil
 import trio
 
+from tokenplace.errors import Unsupported
+from tokenplace.features import Feature
 from tokenplace.generation import (
     Accepted,
     ChoiceEnd,
@@ -30,6 +32,7 @@ from tokenplace.generation import (
     Tokens,
     Usage,
 )
+from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.donor import Donor
 from tokenplace.peer.host import PeerHost, open_host
@@ -76,7 +79,7 @@ class State:
 
 
 class FixedAnswer:
-    """A `Generator` that gives everybody the same answer, one word a token, at once."""
+    """An `Answerer` that gives everybody the same answer, one word a token, at once."""
 
     @trio.as_safe_channel
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -85,6 +88,15 @@ class FixedAnswer:
         for index, word in enumerate(words):
             yield Tokens(0, index, (index,), (word,))
         yield Finished((ChoiceEnd(0, EogStop(2)),), Usage(1, 0, len(words)), Timings(0, 0, 0))
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        raise Unsupported(Feature.EMBEDDINGS)
+
+    async def count(self, request: CountRequest) -> int:
+        return len(ANSWER.split())
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        raise Unsupported("score")
 
 
 async def echo(stream: PeerStream) -> None:
@@ -97,13 +109,13 @@ async def serve() -> None:
     """Serve until the input ends."""
     identity = throwaway_identity()
     key_ring, epochs, admission = KeyRing(), Epochs(), Admission()
-    generators: Mapping[str, FixedAnswer] = {ARTIFACT: FixedAnswer()}
+    models: Mapping[str, FixedAnswer] = {ARTIFACT: FixedAnswer()}
     donor = Donor(
         network=NETWORK,
         donor_id=identity.peer_id_bytes,
         key_ring=key_ring,
         epochs=epochs,
-        generators=lambda: generators,
+        models=lambda: models,
         admission=admission,
         # For those whose keys are out of date; the benchmark asks for new ones in time.
         signed_keys=bytes,

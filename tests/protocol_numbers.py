@@ -7,7 +7,7 @@ from typing import Final
 from tokenplace import defaults
 from tokenplace.generation import SamplingParams
 from tokenplace.models.syntax import MAX_NAME_CHARS
-from tokenplace.peer import gen1, reach_wire
+from tokenplace.peer import gen1_input, reach_wire
 from tokenplace.router import policy
 
 KIB: Final = 1 << 10
@@ -128,6 +128,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         "`features` (at most # texts of at most # characters",
         (defaults.MAX_FEATURES, defaults.MAX_FEATURE_CHARS),
     ),
+    ("`quant` (optional; at most # characters", (defaults.MAX_QUANT_CHARS,)),
     ("0 if unknown, at most #)", (defaults.MAX_TPS,)),
     ("Made anew at most every # s", (defaults.LIVE_REFRESH_S,)),
     (
@@ -163,7 +164,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         "that is each for # minutes",
         ((1 + defaults.EPOCHS_KEPT) * defaults.EPOCH_S / MINUTE_S,),
     ),
-    ("JSON, gen/1 (section 7), at most # MiB", (defaults.MAX_BODY_BYTES / MIB,)),
+    ("| `body` | bytes | JSON, at most # MiB", (defaults.MAX_BODY_BYTES / MIB,)),
     ("remembered, at most # requests an epoch", (defaults.MAX_SEEN_PER_EPOCH,)),
     (
         "list, optional | at most # of {`choice`: 0 to #",
@@ -186,6 +187,12 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         "counts # bytes",
         (defaults.MAX_ANSWER_BYTES / MIB, defaults.ANSWER_ID_BYTES),
     ),
+    ("`begun`? (at most # characters)", (defaults.MAX_BEGUN_CHARS,)),
+    (
+        "of length 1 (± #), at most # MiB in all",
+        (defaults.VECTOR_LENGTH_SLACK, defaults.MAX_VECTORS_BYTES / MIB),
+    ),
+    ("is due # s after `taken`", (defaults.MAX_WAIT_S,)),
     ("sends `alive` every # s", (defaults.HEARTBEAT_S,)),
     (
         "gives up after # s without a byte, # s to connect",
@@ -201,14 +208,31 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         (defaults.REQUEST_TIMEOUT_S, defaults.WRITE_TIMEOUT_S),
     ),
     (
+        "when the answer has ended is to be read within # s",
+        (defaults.ENDING_TIMEOUT_S,),
+    ),
+    (
         "Answers that run have # s to end; those that do not end with the error `finishing`, which "
         "has # s",
         (defaults.FINISH_GRACE_S, defaults.FINISH_NOTICE_S),
     ),
     # 7. gen/1 and tp/1
-    ("nested at most # deep, of at most # strings", (gen1.MAX_DEPTH, defaults.MAX_BODY_PARTS)),
+    (
+        "nested at most # deep, of at most # strings",
+        (gen1_input.MAX_DEPTH, defaults.MAX_BODY_PARTS),
+    ),
     ("A body over # MiB gets `too_big`", (defaults.MAX_BODY_BYTES / MIB,)),
     ("| `messages` | 1 to #", (defaults.MAX_MESSAGES,)),
+    ("| `prompt_ids` | 1 to # token ids", (defaults.MAX_PROMPT_IDS,)),
+    (
+        "1 to # × text, not empty, or {`ids`: as `prompt_ids`, at most #}",
+        (defaults.MAX_EMBED_INPUTS, defaults.MAX_EMBED_TOKENS),
+    ),
+    ("| | `dimensions` | integer 1 to #, or", (defaults.MAX_EMBED_DIMENSIONS,)),
+    ("1 to # ids of the answer", (defaults.MAX_NEW_TOKENS,)),
+    ("`choice`, an integer 0 to #", (defaults.MAX_CHOICES - 1,)),
+    ("of one request have at most # tokens", (defaults.MAX_EMBED_TOKENS,)),
+    ("a prompt to be counted of over # MiB", (defaults.MAX_COUNT_BYTES / MIB,)),
     ("| `max_tokens` | integer 1 to # |", (defaults.MAX_NEW_TOKENS,)),
     ("| number 0 to 2 | # |", (USUAL.temperature,)),
     ("| integer 0 to #; 0 keeps all | # |", (defaults.MAX_TOP_K, USUAL.top_k)),

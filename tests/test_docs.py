@@ -19,11 +19,14 @@ from typer.testing import CliRunner
 
 from tests.api_shim.serving import FakeCatalog
 from tests.conftest import ROOT
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEmbedder, FakeEngine
 from tests.peer.exchange_lab import make_request
 from tests.protocol_numbers import NUMBERS
 from tokenplace.api_shim.app import create_app
-from tokenplace.api_shim.schemas import ChatCompletionRequest, CompletionRequest, OnlyNeutral
+from tokenplace.api_shim.openai.bodies import ChatCompletionRequest, CompletionRequest
+from tokenplace.api_shim.openai.embeddings import EmbeddingRequest
+from tokenplace.api_shim.openai.fields import OnlyNeutral
+from tokenplace.api_shim.page.routes import PATHS as PAGE_PATHS
 from tokenplace.cli.app import app as cli
 from tokenplace.dht.bootstrap import load_bootstrap, parse_bootstrap
 from tokenplace.errors import DONOR_ERRORS, ErrorCode, TokenplaceError
@@ -37,7 +40,7 @@ from tokenplace.generation import (
     Tool,
     ToolChoice,
 )
-from tokenplace.peer import gen1, wire
+from tokenplace.peer import gen1, refusal, wire
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = {
@@ -108,7 +111,7 @@ def test_every_error_code_is_there_with_scope_and_retry() -> None:
 
 def test_the_codes_of_a_refusal() -> None:
     (listed,) = re.findall(r"\{`code`: one of ([^;]+);", PROTOCOL)
-    assert set(names_in(listed)) == set(wire.REFUSALS)
+    assert set(names_in(listed)) == set(refusal.REFUSALS)
 
 
 def test_the_keys_of_a_request() -> None:
@@ -141,7 +144,7 @@ def test_the_fields_of_gen1() -> None:
     sent = set(json.loads(gen1.encode_body(request)))
     table = tables(section(PROTOCOL, 7))[0]
     fields = {name for row in table for name in names_in(row[0])}
-    assert fields == sent | {"prompt"}
+    assert fields == sent | {"prompt", "prompt_ids"}
 
 
 def test_what_a_request_may_require() -> None:
@@ -216,24 +219,36 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_every_route_is_in_the_readme() -> None:
-    routes = iter_route_contexts(create_app(FakeEngine(), FakeCatalog()).routes)
-    served = {f"{method} {route.path}" for route in routes for method in route.methods or ()}
+    app = create_app(FakeEngine(), FakeCatalog(), embedder=FakeEmbedder())
+    routes = iter_route_contexts(app.routes)
+    served = {
+        f"{method} {route.path}"
+        for route in routes
+        for method in route.methods or ()
+        if route.path not in PAGE_PATHS
+    }
     prefixes = re.findall(r"\(`(/\S+)` and `(/\S+)`\): `GET", README)[0]
     named = re.findall(r"`(GET|POST) (/[^`]*)`", README)
     shown = {f"{method} {prefix}{path}" for method, path in named for prefix in prefixes}
-    assert shown == {route.replace("{name:path}", "{id}") for route in served}
+    aliases = {route for route in served if " /api/v2/" in route}
+    assert {route.split()[1] for route in aliases} == set(re.findall(r"`(/api/v2/[^`]*)`", README))
+    at_root = {route for route in served if route.count("/") == 1}
+    (shown_at_root,) = re.findall(r"\(at the root: ([^)]*)\)", README)
+    assert {route.split()[1] for route in at_root} == set(names_in(shown_at_root))
+    assert shown == {route.replace("{name:path}", "{id}") for route in served - aliases - at_root}
 
 
 def test_every_parameter_with_an_effect_is_in_the_readme() -> None:
-    fields = ChatCompletionRequest.model_fields | CompletionRequest.model_fields
+    bodies = (ChatCompletionRequest, CompletionRequest, EmbeddingRequest)
+    fields = {name: field for body in bodies for name, field in body.model_fields.items()}
     effective = {
         name
         for name, field in fields.items()
         if field.annotation is not Any
         and not any(isinstance(m, OnlyNeutral) for m in field.metadata)
     }
-    (listed,) = re.findall(r"Parameters: ([^.]*)\.", one_line(README))
-    assert set(names_in(listed)) == effective
+    rows = tables(README[README.index("| parameters |") :])[0]
+    assert {name for row in rows for name in names_in(row[0])} == effective
 
 
 @pytest.mark.parametrize(
@@ -266,7 +281,7 @@ def heading_anchors(page: str) -> set[str]:
 def test_links_lead_somewhere(page: Any) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
         path, _, anchor = link.partition("#")
-        target = page.parent / path
+        target = page.parent / path if path else page
         assert target.is_file(), link
         assert not anchor or anchor in heading_anchors(target.read_text("utf-8")), link
 

@@ -37,6 +37,7 @@ ONLY_IN = {
     "llguidance": {"engine/grammar.py"},
     "fastapi": {"api_shim"},
     "hypercorn": {"api_shim"},
+    "prometheus_client": {"api_shim"},
     "typer": {"cli"},
     "rich": {"cli"},
 }

@@ -46,6 +46,9 @@ IDLE_TIMEOUT_S: Final = (
 )
 REQUEST_TIMEOUT_S: Final = 10.0  # the whole request frame must have arrived at the donor
 WRITE_TIMEOUT_S: Final = 10.0  # a requester that does not read is cut off
+# All that is left when an answer has ended; what is not read fills a donor's memory. In that time
+# 16 MiB of vectors come through 1.2 Mbit/s.
+ENDING_TIMEOUT_S: Final = 120.0
 CONNECT_TIMEOUT_S: Final = 5.0
 # First token due by FACTOR x eta + GRACE, then one token per PROGRESS seconds: heartbeats prove
 # life, not progress.
@@ -70,6 +73,7 @@ MAX_BODY_PARTS: Final = 32_768
 MAX_STOP_STRINGS: Final = 4  # as OpenAI
 MAX_STOP_STRING_BYTES: Final = 256
 MAX_NEW_TOKENS: Final = 131_072
+MAX_PROMPT_IDS: Final = 524_288  # as base64 2.8 MB: about what a body holds
 MAX_TOP_K: Final = 1 << 20
 MAX_REPEAT_LAST_N: Final = 65_536  # tokens looked back at; each one costs time at every draw
 MAX_LOGIT_BIAS: Final = 300  # entries; as OpenAI
@@ -116,6 +120,11 @@ MAX_LARGE_REQUESTS_BYTES: Final = 64 << 20
 LARGE_REQUESTS_BYTES_PER_BUCKET: Final = 16 << 20  # four of the largest; nobody shuts others out
 # Of MAX_OPEN_EXCHANGES, those being read included.
 OPEN_PER_BUCKET: Final = RUNNING_PER_BUCKET + QUEUED_PER_BUCKET
+# Of an answer that comes whole, in one frame: with its name and place it fills a chunk.
+MAX_PART_BYTES: Final = 15 << 10
+MAX_BEGUN_CHARS: Final = 64  # "<think>" has 7
+# Of a vector's length, which should be 1: float32 is off by a millionth, others maybe by more.
+VECTOR_LENGTH_SLACK: Final = 0.01
 BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: about when the next place is free
 
 # ---------------------------------------------------------------- signed objects (docs/protocol.md,
@@ -143,6 +152,7 @@ MAX_ADDR_CHARS: Final = 256  # a multiaddr with a relay in it is about 180
 MAX_PROFILE_CHARS: Final = 256
 MAX_FEATURES: Final = 16
 MAX_FEATURE_CHARS: Final = 32
+MAX_QUANT_CHARS: Final = 16  # llama.cpp's longest, IQ4_NL_8_8, has ten
 MAX_PUBLIC_KEY_BYTES: Final = 4096  # ML-KEM-1024 with a curve is 1.6 KB
 MAX_N_CTX: Final = 1 << 24  # tokens; far above any model, and keeps arithmetic small
 MAX_TPS: Final = 1e7  # tokens/s; a claim above is nonsense
@@ -301,7 +311,7 @@ DEFAULT_N_CTX: Final = 4096
 # code 10.
 MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
 # Aimed at: so long a newcomer waits for `accepted`, and a prompt that was cancelled goes on.
-PREFILL_STEP_S: Final = 0.25
+PREFILL_STEP_S: Final = 0.22
 FIRST_PREFILL_CHUNK: Final = 64  # tokens, before any were measured: 0.2 s of a small model
 MIN_PREFILL_CHUNK: Final = 8  # where that takes longer than a step should, prompts must still move
 TILED_CHUNK: Final = 64  # from here on llama.cpp's attention on CPUs is a tenth faster
@@ -367,6 +377,7 @@ MAX_CRASHES_REMEMBERED: Final = 256  # 32 bytes each
 MAX_EMBED_INPUTS: Final = 2048
 MAX_EMBED_TOKENS: Final = 300_000
 MAX_EMBED_DIMENSIONS: Final = 8192  # of a model; twice the largest in use. 2048 vectors: 64 MiB
+MAX_VECTORS_BYTES: Final = 16 << 20  # of one answer: 2,048 vectors of 2,048 numbers
 MAX_EMBED_BATCH: Final = 64  # texts computed together: with 8 tokens each they fill a step
 # Characters tokenised in one step: 10 ms of usual text, 0.12 s of the worst. One text may be
 # larger.
@@ -412,7 +423,19 @@ KNOWN_PEER_RENEW_S: Final = 3600.0  # that a peer is still there is news so ofte
 
 API_MAX_BODY_BYTES: Final = 4 << 20  # gen/1's 3 MiB, and what JSON escapes and ignored fields add
 API_BODY_TIMEOUT_S: Final = 30.0  # the whole body must have arrived; loopback needs milliseconds
+API_MAX_BODIES_BYTES: Final = 64 << 20  # of all requests at once; parsed JSON takes 24 times more
+API_MAX_HEAD_BYTES: Final = 16 << 10  # request line and headers; SDKs send under 2 KiB
+API_MAX_HEADERS: Final = 100  # header lines of a request; browsers and SDKs send under 30
+API_MAX_TARGET_BYTES: Final = 8000  # of a request line's target: what RFC 9112, section 3, asks for
+API_READ_AHEAD_BYTES: Final = 64 << 10  # pipelined requests that wait; behind it reading stops
+API_PREFLIGHT_MAX_AGE_S: Final = 600  # a browser need not ask again so long; Chromium's cap is 7200
+API_MIN_KEY_CHARS: Final = 16  # of an API key: 16 hex digits are 64 bits, beyond guessing over HTTP
+API_MAX_KEY_CHARS: Final = 512  # of an API key; providers' own have under 200
+API_MAX_KEYS: Final = 1000  # in the key file: each is compared with what a request shows
 API_LINGER_S: Final = 1.0  # a refused app may go on sending so long, so that it reads why
+# Between a stream's last event, which says why it fails, and the abort: a browser that learns of the
+# abort drops what it has not handed to its page yet. Long enough for a busy one.
+API_ABORT_AFTER_S: Final = 0.3
 API_IDLE_TIMEOUT_S: Final = 10.0  # for a request's headers, and between requests; clients keep 5 s
 API_WRITE_TIMEOUT_S: Final = 30.0  # an app that takes no byte so long is cut; slow readers live
 API_SHUTDOWN_GRACE_S: Final = 1.0  # answers about to end may; the whole program ends within 5 s
@@ -420,8 +443,38 @@ API_MAX_CONNECTIONS: Final = 256  # one listener; each holds at most a body and 
 API_HEADERS_HOLD_S: Final = 3.0  # status and headers wait so long for a donor's yes or no
 API_KEEPALIVE_S: Final = 2.0  # silence after which a stream says why it waits; as the heartbeat
 API_RETRY_AFTER_S: Final = 5  # when an error asks to try again but names no time
+# The encrypted API: an app's RSA key as text, the largest is 1.1 KB. Below 2048 bits keys are
+# broken, above 4096 nobody has one.
+API_MAX_CLIENT_KEY_CHARS: Final = 4096
+API_CLIENT_KEY_MIN_BITS: Final = 2048
+API_CLIENT_KEY_MAX_BITS: Final = 4096
+# Whatever could not be opened is answered at a multiple of so long after it came: a millisecond of
+# work is not to be seen, and a person does not feel it.
+API_SEALED_REFUSAL_STEP_S: Final = 0.05
 COMPLETIONS_MAX_TOKENS: Final = 16  # /completions without max_tokens, as OpenAI
+MAX_COMPLETIONS_LOGPROBS: Final = 5  # most likely tokens that /completions shows, as OpenAI
+API_MAX_CHOICES: Final = 128  # of one answer, over all its prompts; as OpenAI
+API_MAX_PROMPTS: Final = 128  # of one request; each is asked of donors on its own
+API_PROMPTS_AT_ONCE: Final = 8  # of one request: half of what a donor runs for one requester
+API_MAX_WISHES: Final = 64  # donors or quantizations in one list of `provider`
+API_MAX_WISH_CHARS: Final = 128  # of such a name; peer ids have 52
 MAX_MODEL_NAME_CHARS: Final = 256  # as asked by an app; `name@sha256:HEX` is at most 137
+
+# ---------------------------------------------------------------- text of answers
+
+# Characters held back while it is not known whether they call a tool: arguments that stand before
+# the name, and the name itself.
+MAX_HELD_CALL: Final = 64 << 10
+MAX_HELD_SPACE: Final = 1024  # characters before, between and behind tags; models write one or two
+MAX_ARGUMENTS_DEPTH: Final = 128  # of a call; twice what its schema may have
+MAX_PYTHON_DEPTH: Final = 16  # where they are written as Python, whose every level costs time
+
+# ---------------------------------------------------------------- trusted donors
+
+MAX_TRUST_BYTES: Final = 1 << 18  # trust.json; an entry is about 150 bytes, at most 400
+MAX_TRUSTED_PEERS: Final = 256  # more than anybody keeps by hand; read anew for each request
+MAX_TRUSTED_NAME_CHARS: Final = 64
+MAX_DONORS_IN_HINT: Final = 3  # peer ids that could be trusted; each has 52 characters
 
 # ---------------------------------------------------------------- models on this machine
 

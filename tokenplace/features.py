@@ -26,5 +26,6 @@ class Requirement(StrEnum):
     GRAMMAR = "grammar"
     LOGPROBS = "logprobs"
     PENALTIES = "penalties"
+    PROMPT_IDS = "prompt_ids"
     RESUME = "resume"
     TOOLS = "tools"

@@ -165,6 +165,23 @@ PLAIN: Final = """{% for message in messages %}{{'<|im_start|>' + message['role'
 '}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
 ' }}{% endif %}"""
 
+# Gemma-2-it: no system message, users and models in turn.
+NO_SYSTEM: Final = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {{- raise_exception('System role not supported') }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/...') }}
+    {%- endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<start_of_turn>model\\n' }}
+{%- endif %}
+"""
+
 # What stands in the templates of models whose calls have no JSON around their names.
 QWEN_CODER: Final = "{{ '<tool_call>\n<function=' + name + '>\n<parameter=' }}"
 GLM: Final = "{{ '<tool_call>' + name + '\n<arg_key>' }}"

@@ -32,6 +32,7 @@ class LetterEmbedder:
 
     n_ctx = N_CTX
     n_dimensions = N_DIMENSIONS
+    n_tokens = 1 << 20
 
     def __init__(self) -> None:
         self.batches: list[list[Ids]] = []
@@ -70,7 +71,12 @@ def expected(text: str, dimensions: int | None = None) -> bytes:
     return vector
 
 
-def embed(request: int, *texts: str, bucket: str = "alice", dimensions: int | None = None) -> Embed:
+def embed(
+    request: int,
+    *texts: str | tuple[int, ...],
+    bucket: str = "alice",
+    dimensions: int | None = None,
+) -> Embed:
     return Embed(request, bucket, texts, dimensions)
 
 
@@ -117,6 +123,38 @@ def test_each_text_gets_its_own_vector_of_length_one(runner: EmbeddingRunner) ->
     assert np.linalg.norm(np.frombuffer(vectors[0], "<f4")) == pytest.approx(1, abs=1e-6)
     counts = [n for event in events if isinstance(event, Embedded) for n in event.n_tokens]
     assert counts == [len(text) + 2 for text in texts]
+
+
+def test_ids_are_taken_as_they_are(runner: EmbeddingRunner, model: LetterEmbedder) -> None:
+    """Nothing is put around them, and nothing is tokenised."""
+    spelled = tuple(model.tokenise("hello"))
+    runner.submit(embed(7, spelled, "hello", spelled[1:-1]))
+    events = run(runner)
+    whole, text, bare = vectors_of(events, 7)
+    assert whole == text == expected("hello") != bare
+    counts = [n for event in events if isinstance(event, Embedded) for n in event.n_tokens]
+    assert counts == [7, 7, 5]
+    assert model.n_tokenised == 2
+    assert runner.count(Count(8, (), spelled)) == [Counted(8, 7)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "code"),
+    [
+        ((1, -1), ErrorCode.INVALID_REQUEST),
+        ((LetterEmbedder.n_tokens,), ErrorCode.INVALID_REQUEST),
+        ((1 << 40,), ErrorCode.INVALID_REQUEST),
+        ((), ErrorCode.INVALID_REQUEST),
+        ((1,) * (N_CTX + 1), ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+    ],
+)
+def test_ids_that_cannot_be_computed_are_refused(
+    runner: EmbeddingRunner, model: LetterEmbedder, ids: tuple[int, ...], code: ErrorCode
+) -> None:
+    events = runner.submit(embed(7, "hello", ids)) or run(runner)
+    assert refusal(events).code == code
+    assert model.batches == []
+    assert runner.is_idle
 
 
 def test_fewer_dimensions_are_the_first_ones_made_one_long(runner: EmbeddingRunner) -> None:

@@ -32,6 +32,7 @@ from tokenplace import defaults
 from tokenplace.engine.engine import Engine, open_engine
 from tokenplace.engine.llama import LlamaModel, LlamaVocabulary
 from tokenplace.engine.template import template_hash
+from tokenplace.engine.worded_tools import AFTER, BEFORE
 from tokenplace.errors import (
     BadFormat,
     ContextLengthExceeded,
@@ -42,7 +43,6 @@ from tokenplace.errors import (
     PromptMismatch,
     TemplateMismatch,
     TokenplaceError,
-    Unsupported,
 )
 from tokenplace.generation import (
     Accepted,
@@ -56,19 +56,28 @@ from tokenplace.generation import (
     Generator,
     JsonSchema,
     LengthStop,
+    NamedTool,
     Phase,
     Resume,
     StringStop,
     Tokens,
     Tool,
+    ToolChoice,
 )
+from tokenplace.text.choice import Choice
+from tokenplace.text.deltas import Content
 
 pytestmark = pytest.mark.slow
 
 LONG = 100_000  # tokens: more than the context holds
 CAROL = b"carol's cache..."
 HELLO = (ChatMessage("user", "Hello."),)
-TOOL = Tool("now", "What time it is.", '{"type": "object"}')
+TOOL = Tool(
+    "now",
+    "What time it is.",
+    '{"type": "object", "properties": {"zone": {"enum": ["UTC", "CET"]}}, "required": ["zone"]'
+    ', "additionalProperties": false}',
+)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +250,7 @@ def test_the_engine_says_what_it_is(tiny: RunningEngine, loaded: LlamaModel) -> 
     info = tiny.engine.info
     assert (info.name, info.artifact) == ("tiny-model", TINY_MODEL_SHA256)
     assert info.template == template_hash(loaded.template)
-    assert (info.features, info.n_ctx) == (("chat", "grammar"), 1024)
+    assert (info.features, info.n_ctx) == (("chat", "tools", "grammar"), 1024)
     assert info.n_slots == 2
     assert "1024" in info.profile
     assert tiny.engine.load.prefill_tps > 0
@@ -256,20 +265,51 @@ def test_the_engine_says_what_it_is(tiny: RunningEngine, loaded: LlamaModel) -> 
     [
         (replace(chat(), artifact="0" * 64), ModelNotOffered),
         (replace(chat(), template="0" * 64), TemplateMismatch),
-        (replace(chat(), input=ChatInput(HELLO, (TOOL,))), Unsupported),
         (replace(chat(), resume=(Resume(0, (1, 2)),), prompt_digest=bytes(32)), PromptMismatch),
         (replace(chat(), output=JsonSchema("[")), InvalidRequest),
         (replace(chat(), as_of="today"), BadFormat),
         (chat("\ud800"), InvalidRequest),
         (raw("\udfff"), InvalidRequest),
     ],
-    ids=["artifact", "template", "tools", "resume", "schema", "date", "text", "raw text"],
+    ids=["artifact", "template", "resume", "schema", "date", "text", "raw text"],
 )
 def test_what_is_not_offered_is_refused(
     tiny: RunningEngine, wrong: GenerateRequest, error: type[TokenplaceError]
 ) -> None:
     with pytest.raises(error):
         tiny.ask(wrong)
+
+
+@pytest.mark.parametrize("choice", [ToolChoice.REQUIRED, NamedTool("now")])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_model_whose_template_knows_no_tools_can_be_made_to_call_one(
+    tiny: RunningEngine, choice: ToolChoice | NamedTool, parallel: bool
+) -> None:
+    asked = ChatInput(HELLO, (TOOL,), choice, parallel_tool_calls=parallel)
+    answer = Choice(tools=("now",), is_forced_call=True)
+    events = tiny.ask(replace(chat(max_tokens=200), input=asked))
+    deltas = [*answer.feed(text_of(events).encode()), *answer.finish()]
+    assert not [delta for delta in deltas if isinstance(delta, Content) and delta.text.strip()]
+    calls = json.loads(text_of(events))
+    assert answer.n_calls == (len(calls) if isinstance(calls, list) else 1)
+    for call in calls if isinstance(calls, list) else [calls]:
+        assert call.keys() == {"name", "arguments"}
+        assert call["name"] == "now"
+        assert call["arguments"]["zone"] in ("UTC", "CET")
+
+
+def test_tools_in_words_are_part_of_the_prompt(
+    tiny: RunningEngine, vocabulary: LlamaVocabulary
+) -> None:
+    """Every donor must read the same: who resumes an answer compares this digest."""
+    first, _ = ends(tiny.ask(replace(chat(max_tokens=1), input=ChatInput(HELLO, (TOOL,)))))
+    text = (
+        f"<|im_start|>system\n{BEFORE}\n"
+        '{"name": "now", "description": "What time it is.", "parameters": '
+        f"{TOOL.parameters}}}\n{AFTER}<|im_end|>\n"
+        "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert first.prompt_digest == digest(vocabulary.tokenise(text, parse_special=True))
 
 
 # ---------------------------------------------------------------- several at a time

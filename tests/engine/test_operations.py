@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ from tokenplace.errors import (
     TokenplaceError,
     Unsupported,
 )
-from tokenplace.generation import Accepted, GenerateRequest, SamplingParams, Tokens
+from tokenplace.generation import Accepted, GenerateRequest, IdsInput, SamplingParams, Tokens
 from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, Replay, ScoreRequest
 
 pytestmark = pytest.mark.slow
 
+PROMPT_IDS = (2705, 28, 827, 28, 1296, 28)  # of "One, two, three,"
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 MANY = tuple(f"{number} sheep jump over the fence, and then some more." for number in range(150))
 
@@ -94,6 +96,18 @@ def test_vectors_may_be_cut_short(embedding: RunningEngine) -> None:
     short = numbers(embed(embedding, texts(SENTENCE, dimensions=64)).vectors[0])
     assert short.shape == (64,)
     assert np.allclose(short, whole[:64] / np.linalg.norm(whole[:64]), atol=1e-3)
+
+
+def test_ids_have_the_vector_of_their_text(embedding: RunningEngine) -> None:
+    cls, hi, sep = 101, 7632, 102  # of this vocabulary
+    request = replace(texts("hi"), inputs=("hi", (cls, hi, sep), (hi,)))
+    answer = embed(embedding, request)
+    whole, given, bare = map(numbers, answer.vectors)
+    assert float(whole @ given) > 0.9999
+    assert float(whole @ bare) < 0.99
+    assert answer.n_tokens == (3, 3, 1)
+    with pytest.raises(InvalidRequest):
+        embed(embedding, replace(request, inputs=((30_522,),)))
 
 
 @pytest.mark.parametrize("n_words", [600, 30_000], ids=["counted", "not even tokenised"])
@@ -187,6 +201,41 @@ def test_each_kind_of_model_does_its_own_work(
         embedding.run(lambda engine: engine.count(count_of(chat())))
 
 
+def test_too_many_numbers_at_once_are_refused(
+    embedding: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "MAX_VECTORS_BYTES", 2 * 384 * 4)
+    assert len(embed(embedding, texts("a", "b")).vectors) == 2
+    assert len(embed(embedding, texts("a", "b", "c", dimensions=256)).vectors) == 3
+    with pytest.raises(RequestTooBig):
+        embed(embedding, texts("a", "b", "c"))
+
+
+# ---------------------------------------------------------------- ids for a prompt
+
+
+def test_a_prompt_of_ids_goes_on_as_its_text_does(tiny: RunningEngine) -> None:
+    """SmolLM2 puts nothing before a text, so these are the ids of one."""
+    text = raw("One, two, three,", max_tokens=4)
+    written = ids_of(tiny, text)
+    prompt = tuple(PROMPT_IDS)
+    asked = replace(text, input=IdsInput(prompt))
+    assert ids_of(tiny, asked) == written
+    (accepted,) = (event for event in tiny.ask(asked) if isinstance(event, Accepted))
+    assert (accepted.n_prompt, accepted.begun) == (len(prompt), "")
+    assert tiny.run(lambda engine: engine.count(count_of(asked))) == len(prompt)
+    scores = tiny.run(lambda engine: engine.score(score_of(asked, *written)))
+    assert {score.rank for score in scores.tokens} == {0}
+
+
+@pytest.mark.parametrize("ids", [(49_152,), (1, (1 << 32) - 1)], ids=["next", "highest"])
+def test_ids_that_the_vocabulary_lacks_are_refused(
+    tiny: RunningEngine, ids: tuple[int, ...]
+) -> None:
+    with pytest.raises(InvalidRequest, match="there are 49152"):
+        tiny.ask(replace(raw("x"), input=IdsInput(ids)))
+
+
 # ---------------------------------------------------------------- counts
 
 
@@ -195,7 +244,8 @@ def test_tokens_are_counted_as_they_would_be_computed(
 ) -> None:
     for request in (chat("Name a colour.", max_tokens=1), raw("One, two, three", max_tokens=1)):
         (first,) = (event for event in tiny.ask(request) if isinstance(event, Accepted))
-        assert tiny.run(lambda engine, r=request: engine.count(count_of(r))) == first.n_prompt
+        count = count_of(request)
+        assert tiny.run(partial(Engine.count, request=count)) == first.n_prompt
     n_tokens = embedding.run(lambda engine: engine.count(count_of(raw(SENTENCE))))
     assert (n_tokens,) == embed(embedding, texts(SENTENCE)).n_tokens
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import jinja2
 import psutil
@@ -15,42 +13,15 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine import chat_templates
 from tests.engine.parts import until
+from tests.engine.rendering import CONTROL, HELLO, PLAIN, TODAY, open_renderer, says
 from tokenplace import defaults
 from tokenplace.engine.guard import Guard, any_of
 from tokenplace.engine.renderer import compile_template
 from tokenplace.engine.template import TemplateRenderer, template_hash
-from tokenplace.errors import ConfigError, InvalidRequest, TemplateFailed
-from tokenplace.generation import (
-    ChatInput,
-    ChatMessage,
-    NamedTool,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from tokenplace.errors import ConfigError, TemplateFailed
 
-PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}{{ '[assistant]' }}"
-CONTROL = ("[end]", "[user]", "[assistant]", "[e")
-
-
-def says(content: str) -> ChatInput:
-    return ChatInput((ChatMessage("user", content),))
-
-
-HELLO = says("hello")
-TODAY = "2025-06-01"
 MESSAGE = {"role": "user", "content": "hello"}
-
-
-@asynccontextmanager
-async def open_renderer(template: str) -> AsyncIterator[TemplateRenderer]:
-    renderer = TemplateRenderer(template, "<s>", "</s>", CONTROL)
-    try:
-        yield renderer
-    finally:
-        await renderer.aclose()
 
 
 def test_the_hash_is_of_template_and_renderer() -> None:
@@ -217,130 +188,6 @@ async def test_messages_too_large_for_the_pipe_are_refused() -> None:
         with pytest.raises(TemplateFailed):
             await renderer.render(says("x" * defaults.MAX_CHILD_FRAME_BYTES), TODAY)
         assert await renderer.render(HELLO, TODAY)
-
-
-# ---------------------------------------------------------------- tools
-
-WEATHER = Tool("get_weather", "The weather", '{"type": "object", "properties": {"city": {}}}')
-CALLED = ChatInput(
-    (
-        ChatMessage("user", "Oslo?"),
-        ChatMessage(
-            "assistant", "", (ToolCall("call00001", "get_weather", '{"city": "Oslo", "n": 1}'),)
-        ),
-        ChatMessage("tool", "rain", tool_call_id="call00001"),
-    ),
-    (WEATHER,),
-)
-
-
-async def rendered(template: str, chat: ChatInput) -> str:
-    async with open_renderer(template) as renderer:
-        return "".join(text for text, _ in await renderer.render(chat, TODAY))
-
-
-async def test_qwens_template_shows_tools_calls_and_results() -> None:
-    text = await rendered(chat_templates.HERMES, CALLED)
-    shown = (
-        '{"type": "function", "function": {"name": "get_weather", "description": "The weather", '
-        '"parameters": {"type": "object", "properties": {"city": {}}}}}'
-    )
-    assert f"<tools>\n{shown}\n</tools>" in text
-    assert text.endswith(
-        '<|im_start|>assistant\n<tool_call>\n{"name": "get_weather", "arguments": '
-        '{"city": "Oslo", "n": 1}}\n</tool_call><|im_end|>\n'
-        "<|im_start|>user\n<tool_response>\nrain\n</tool_response><|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-
-
-async def test_llamas_template_shows_tools_calls_and_results() -> None:
-    text = await rendered(chat_templates.LLAMA, CALLED)
-    assert '"name": "get_weather",\n        "description": "The weather"' in text
-    assert '{"name": "get_weather", "parameters": {"city": "Oslo", "n": 1}}<|eot_id|>' in text
-    assert '<|start_header_id|>ipython<|end_header_id|>\n\n"rain"<|eot_id|>' in text
-
-
-async def test_mistrals_template_shows_tools_calls_and_results() -> None:
-    text = await rendered(chat_templates.MISTRAL, CALLED)
-    assert '[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "get_weather"' in text
-    assert (
-        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo", "n": 1}, '
-        '"id": "call00001"}]</s>[TOOL_RESULTS] {"content": rain, "call_id": "call00001"}'
-    ) in text
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (chat_templates.HERMES, True),
-        (chat_templates.LLAMA, True),
-        (chat_templates.MISTRAL, True),
-        (chat_templates.PLAIN, False),
-        ("{{ tools[0].function.name }}", True),
-        ("{% if messages[0].role == 'system' %}{{ tools }}{% endif %}", True),
-        ("{% if messages[1] %}{{ raise_exception('one only') }}{% endif %}{{ tools }}", True),
-        ("{{ raise_exception('never') }}", False),
-    ],
-)
-async def test_whether_a_template_shows_tools_is_tried_out(template: str, expected: bool) -> None:
-    async with open_renderer(template) as renderer:
-        assert not renderer.has_tools
-        await renderer.start()
-        assert renderer.has_tools == expected
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        (ToolChoice.AUTO, "get_weather"),
-        (ToolChoice.REQUIRED, "get_weather"),
-        (NamedTool("get_weather"), "get_weather"),
-        (ToolChoice.NONE, "True"),
-    ],
-)
-async def test_tools_that_may_not_be_called_are_not_shown(
-    choice: ToolChoice | NamedTool, expected: str
-) -> None:
-    chat = ChatInput(HELLO.messages, (WEATHER,), choice)
-    template = "{% if tools %}{{ tools[0].function.name }}{% else %}{{ tools is none }}{% endif %}"
-    assert await rendered(template, chat) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["[]", "1", "{", "nothing", '{"a": ' * 99_999 + "1" + "}" * 99_999]
-)
-async def test_json_that_is_none_is_the_requests_fault(text: str) -> None:
-    call = ChatMessage("assistant", "", (ToolCall("1", "t", text),))
-    async with open_renderer(PLAIN) as renderer:
-        with pytest.raises(InvalidRequest, match="not a JSON object") as caught:
-            await renderer.render(ChatInput((call,)), TODAY)
-        assert caught.value.param == "messages"
-        with pytest.raises(InvalidRequest, match="not a JSON object") as caught:
-            await renderer.render(ChatInput(HELLO.messages, (Tool("t", "", text),)), TODAY)
-        assert caught.value.param == "tools"
-
-
-async def test_no_text_around_tools_becomes_control() -> None:
-    """Wherever it stands, and however it is written."""
-    end = "[end]"
-    hidden = '"\\u005bend]": ["x[end]", {"[user]": "\\u005bend\\u005d"}]'
-    chat = ChatInput(
-        (
-            ChatMessage("assistant", end, (ToolCall(end, end, f"{{{hidden}}}"),)),
-            ChatMessage("tool", end, tool_call_id=end, name=end),
-        ),
-        (Tool(end, end, f"{{{hidden}}}"),),
-    )
-    async with open_renderer("{{ tools | tojson }}{{ messages | tojson }}[end]") as renderer:
-        segments = await renderer.render(chat, TODAY)
-    *written, (last, may_be_control) = segments
-    assert (last[-5:], may_be_control) == ("[end]", True)
-    assert not any(text in part for part, is_control in written if is_control for text in CONTROL)
-    assert CONTROL[0] not in last[:-5]
-    whole = "".join(part for part, _ in segments)[: -len("[end]")]
-    assert whole.count("[end]") == 2 + 2 * 3 + 6
-    assert whole.count("[user]") == 2
 
 
 # ---------------------------------------------------------------- control tokens in messages

@@ -15,12 +15,14 @@ import pytest
 import trio
 
 from tests.engine.parts import raw
-from tests.models.gguf_files import gguf, u32_value
+from tests.models.gguf_files import gguf
 from tests.node.engines import Shelf
 from tests.node.test_loading import is_settled
 from tokenplace import defaults
 from tokenplace.engine.engine import Engine, open_engine
-from tokenplace.generation import Event, Finished
+from tokenplace.errors import Unsupported
+from tokenplace.features import Feature
+from tokenplace.generation import Event, Finished, TextInput
 from tokenplace.models.catalogue import DEFAULT_MODEL
 from tokenplace.models.store import ModelStore
 from tokenplace.models.table import TableFile
@@ -28,6 +30,7 @@ from tokenplace.node.donating import Donations
 from tokenplace.node.donation import Donation, DonationState
 from tokenplace.node.loading import OpenEngine
 from tokenplace.node.status import _model
+from tokenplace.operations import CountRequest, EmbedRequest
 from tokenplace.settings import Settings
 
 WAIT_S = 120.0  # however busy the machine is
@@ -49,11 +52,16 @@ def files(tmp_path: Path) -> list[str]:
 
 @asynccontextmanager
 async def donating(
-    store: ModelStore, donate: list[str], opener: OpenEngine, **changes: Any
+    store: ModelStore,
+    donate: list[str],
+    opener: OpenEngine,
+    *,
+    say: Callable[[str], None] = print,
+    **changes: Any,
 ) -> AsyncIterator[Donations]:
     """All models have been loaded once, or have failed, when the block starts."""
     settings = Settings(store.table.path.parent, donate=tuple(donate), **{"n_threads": 2} | changes)
-    donations = Donations([*map(Donation, donate)], open_engine=opener)
+    donations = Donations([*map(Donation, donate)], say, open_engine=opener)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(donations.run, settings, store)
         await until(lambda: all(is_settled(d) for d in donations.all))
@@ -69,7 +77,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def ask(donations: Donations, artifact: str) -> list[Event]:
     request = replace(raw("One, two,", max_tokens=3), artifact=artifact)
-    async with donations.generators()[artifact].generate(request) as events:
+    async with donations.models()[artifact].generate(request) as events:
         return [event async for event in events]
 
 
@@ -87,7 +95,7 @@ async def test_what_was_set_reaches_every_engine(store: ModelStore, files: list[
     }
     async with donating(store, files, shelf.open, **changes) as donations:
         assert [d.name for d in donations.all] == ["alice", "bob"]
-        assert len(donations.offered()) == len(donations.generators()) == 2
+        assert len(donations.offered()) == len(donations.models()) == 2
         assert donations.load().decode_tps == 80
         for own in donations.own_models():
             events = await ask(donations, own.offered.artifact)
@@ -135,9 +143,7 @@ async def test_files_that_cannot_be_used_do_not_stop_the_others(
     absent = str(tmp_path / "absent.gguf")
     copy = tmp_path / "copy.gguf"
     shutil.copy(files[0], copy)
-    vectors = tmp_path / "vectors.gguf"
-    vectors.write_bytes(gguf(u32_value("llama.pooling_type", 1)))
-    donate = [str(cut), absent, files[0], "no-such-model", str(copy), str(vectors)]
+    donate = [str(cut), absent, files[0], "no-such-model", str(copy)]
     async with donating(store, donate, Shelf().open) as donations:
         by_name = {d.what: d for d in donations.all}
         assert by_name[files[0]].state is DonationState.OFFERED
@@ -146,7 +152,6 @@ async def test_files_that_cannot_be_used_do_not_stop_the_others(
             (absent, f"{absent}: No such file"),
             ("no-such-model", "neither a model's name"),
             (str(copy), "the same file as"),
-            (str(vectors), "makes vectors"),
         ):
             assert by_name[what].state is DonationState.FAILED
             assert reason in by_name[what].reason
@@ -170,7 +175,7 @@ async def test_a_file_that_was_replaced_is_not_loaded_again(
         with pytest.raises(Exception, match="does not offer"):
             await ask(donations, artifact)
         assert "sha256 differs" in donation.reason
-        assert donations.generators() == {}
+        assert donations.models() == {}
 
 
 async def test_the_status_says_how_far_it_is(store: ModelStore, files: list[str]) -> None:
@@ -214,6 +219,26 @@ async def test_real_models_come_go_and_come_back(
         assert not worker.is_running(), "its memory was given back for the other"
         assert donations.load().decode_tps > 0
         assert first.reason == second.reason == ""
+
+
+@pytest.mark.slow
+async def test_a_model_for_embeddings_is_given_like_others(
+    store: ModelStore, embedding_model: Path
+) -> None:
+    said: list[str] = []
+    donate, changes = [str(embedding_model)], {"n_threads": 1, "memory_gb": 1.0}
+    async with donating(store, donate, open_engine, say=said.append, **changes) as donations:
+        (offered,) = donations.offered()
+        assert (offered.features, offered.template) == ((Feature.EMBEDDINGS,), "")
+        assert any("vectors of 384 numbers" in line for line in said)
+        assert donations.load().prefill_tps > 0
+        model = donations.models()[offered.artifact]
+        answer = await model.embed(EmbedRequest("", ("hi",), artifact=offered.artifact))
+        assert len(answer.vectors[0]) == 384 * 4
+        count = CountRequest("", TextInput("hi"), "2026-03-01", offered.artifact)
+        assert await model.count(count) == 3
+        with pytest.raises(Unsupported):
+            await ask(donations, offered.artifact)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.dht.donating import identity_of
 from tests.router.test_router import FixedRoutes
 from tokenplace.cli.processes import LOOPBACK
 from tokenplace.dht.bootstrap import BootstrapList
@@ -26,16 +27,19 @@ from tokenplace.node.network import may_dial_private, reach_policy, why_nobody
 from tokenplace.node.node import START_WAIT_S, LateRoutes, Node, open_node
 from tokenplace.node.proving import ReachPolicy
 from tokenplace.node.status import status_of
+from tokenplace.node.trust_file import TrustFile
 from tokenplace.peer.adverts import DonorState
+from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.settings import Settings
 
 NOW = 1_800_000_000.0
+FRIEND_ID = identity_of("friend").peer_id
 ALICE = Candidate("alice", "a" * 64, "", 0, 0, 1.0, 1.0, 0.1, True)
 STATUS_KEYS = {
     *("version", "pid", "home", "network", "uptime_s", "is_serving", "peer_id", "addresses"),
     *("reachability", "api", "join", "connections", "routing_table", "announced", "exchanges"),
-    *("models", "donors", "requests"),
+    *("models", "donors", "requests", "trust"),
 }
 
 
@@ -61,7 +65,7 @@ async def test_a_request_waits_for_a_starting_peer_but_not_for_long(
 ) -> None:
     routes = LateRoutes()
     with pytest.raises(SearchIncomplete, match="still starting") as caught:
-        await routes.find("tiny")
+        await routes.find("tiny", Demand())
     assert trio.current_time() == START_WAIT_S
     assert caught.value.retry_after_s
 
@@ -72,7 +76,7 @@ async def test_a_request_goes_on_as_soon_as_the_routes_are_there(
     routes, real = LateRoutes(), FixedRoutes()
     routes.failed(ALICE, ConnectionLost())  # of nothing yet, and nobody minds
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(routes.find, "tiny")
+        nursery.start_soon(routes.find, "tiny", Demand())
         await trio.sleep(1)
         routes.arrive(real)
     assert trio.current_time() == 1
@@ -103,6 +107,22 @@ async def test_a_peer_that_serves_says_what_it_is(settings: Settings) -> None:
     assert status["announced"] is None
     assert any("no peer known" in line for line in said)
     assert not settings.control_socket.exists()
+
+
+async def test_a_running_peer_heeds_a_change_of_trust_at_once(settings: Settings) -> None:
+    file = TrustFile(settings.home)
+    async with open_node(settings, lambda line: None) as node:
+        assert status_of(node, NOW)["trust"]["peers"] == {}
+        file.add(FRIEND_ID, "laptop")
+        assert status_of(node, NOW)["trust"]["peers"] == {FRIEND_ID: "laptop"}
+        file.path.write_text("{")
+        trust = status_of(node, NOW)["trust"]
+    assert (trust["tools_from"], trust["peers"]) == ("trusted", {})
+    assert "is damaged" in trust["problem"]
+    with pytest.raises((ConfigError, ExceptionGroup)) as caught:
+        async with open_node(settings, lambda line: None):
+            pass
+    assert str(file.path) in str(first_error(caught.value))
 
 
 async def test_the_same_home_is_the_same_peer(settings: Settings) -> None:

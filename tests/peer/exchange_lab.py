@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from tests.answerers import answerer_of
 from tests.fakes import FakeEngine
 from tests.peer.memory import MemoryPeerStream, stream_pair
 from tokenplace.generation import (
@@ -18,6 +19,7 @@ from tokenplace.generation import (
     TextInput,
     Tokens,
 )
+from tokenplace.operations import Request
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.donor import Donor
 from tokenplace.peer.requester import RemoteDonor, SealTarget
@@ -83,7 +85,7 @@ class Lab:
             donor_id=BOB_ID,
             key_ring=self.key_ring,
             epochs=self.epochs,
-            generators=lambda: {TINY_MODEL: self.engine},
+            models=lambda: {TINY_MODEL: answerer_of(self.engine)},
             admission=self.admission,
             signed_keys=lambda: SIGNED_KEYS,
             signed_live=lambda: SIGNED_LIVE,
@@ -158,7 +160,7 @@ class Lab:
         sealed = seal_request(payload, self.target().key, BOB_ID, NETWORK)
         return FRAME_LENGTH.pack(len(sealed)) + sealed
 
-    def seal_request(self, request: GenerateRequest) -> tuple[bytes, AnswerOpener]:
+    def seal_request(self, request: Request) -> tuple[bytes, AnswerOpener]:
         """A frame to send by hand, and what opens its answer."""
         reply = ReplySecrets.generate()
         payload = encode_request(request, self.target().epoch, reply.resp_secret, reply.key.public)

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 from hypothesis import strategies as st
 
-from tests.fakes import prompt_of
+from tests.answerers import vector_of
+from tests.fakes import NoOperations, prompt_of
 from tests.peer.exchange_lab import make_request
-from tests.peer.wild_wire import End, Item, Mishap
+from tests.peer.wild_wire import End, Item, Mishap, WildStream
 from tokenplace.errors import DonorBusy, TokenplaceError
 from tokenplace.generation import (
     Accepted,
@@ -31,6 +32,7 @@ from tokenplace.generation import (
     TopToken,
     Usage,
 )
+from tokenplace.operations import Embeddings, EmbedRequest
 
 DIGEST = b"d" * 32
 
@@ -95,11 +97,17 @@ SCRIPTS = st.builds(
 )
 
 
-class ScriptedEngine:
-    """Answers each prompt as its script says, with text that names the prompt."""
+N_NUMBERS = 6000  # of a vector: it takes two parts
+
+
+class ScriptedEngine(NoOperations):
+    """Answers each prompt as its script says, with text that names the prompt; or with a vector of
+    it, after so many seconds, or with an error.
+    """
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
+        self.works: dict[str, tuple[float, TokenplaceError | None]] = {}
         self.n_asked: Counter[str] = Counter()
         self.n_running = 0
 
@@ -125,9 +133,55 @@ class ScriptedEngine:
         finally:
             self.n_running -= 1
 
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        (prompt,) = request.inputs
+        assert isinstance(prompt, str)
+        work_s, error = self.works[prompt]
+        self.n_asked[prompt] += 1
+        self.n_running += 1
+        try:
+            await trio.sleep(work_s)
+            if error is not None:
+                raise error
+            return Embeddings((vector_of(prompt, N_NUMBERS),), (len(prompt),))
+        finally:
+            self.n_running -= 1
+
 
 def piece_of(prompt: str, choice: int, index: int) -> bytes:
     return f"{prompt}.{choice}.{index} ".encode()
+
+
+@dataclass
+class Asked:
+    """One request of Alice's app, and what has come of it. script: None if it is for a vector."""
+
+    prompt: str
+    script: Script | None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    events: list[Event] = field(default_factory=list)
+    wires: list[WildStream] = field(default_factory=list)
+    error: TokenplaceError | None = None
+    reply: Embeddings | None = None
+    is_over: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Has it all come?"""
+        has_end = bool(self.events) and isinstance(self.events[-1], Finished)
+        return has_end or self.reply is not None
+
+    def whole_texts(self) -> dict[int, bytes]:
+        """By choice: what there is to come of it."""
+        script = self.script
+        if script is None:
+            return {}
+        return {
+            choice: b"".join(
+                piece_of(self.prompt, choice, n) for n in range(start, script.n_tokens)
+            )
+            for choice, start in script.starts
+        }
 
 
 # ---------------------------------------------------------------- what the wire can do

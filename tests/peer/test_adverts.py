@@ -255,6 +255,7 @@ MODELS = st.builds(
     profile=PRINTABLE,
     n_ctx=st.integers(0, defaults.MAX_N_CTX),
     features=st.lists(PRINTABLE, max_size=defaults.MAX_FEATURES).map(tuple),
+    quant=st.sampled_from(["", "Q4_K_M"]),
 )
 
 
@@ -284,6 +285,7 @@ def test_an_offer_too_large_to_be_read_is_never_signed() -> None:
         {"artifact": "0" * 63}, {"artifact": "A" * 64}, {"template": "x"},
         {"profile": "\x1b[2J"}, {"profile": "p" * 257}, {"n_ctx": -1}, {"n_ctx": 1 << 40},
         {"features": ("f",) * 17}, {"features": ("f" * 33,)}, {"features": ("\n",)},
+        {"quant": "Q" * 17}, {"quant": "\x1b"},
     ],
 )  # fmt: skip
 def test_a_model_described_wrongly_is_refused(field: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from tokenplace import defaults
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import Event, Finished, Tokens
 from tokenplace.peer.frames import decode_frames
-from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_refusal, encode_request
+from tokenplace.peer.refusal import Refusal, decode_refusal
+from tokenplace.peer.wire import FRAME_LENGTH, encode_request
 from tokenplace.sealing.answer import AnswerOpener, Chunk, RefusalBytes, ReplySecrets
 
 PROMPT = "one two three"

@@ -255,3 +255,17 @@ def test_a_donor_waits_for_a_request_and_for_each_write() -> None:
     exchange.on(Input.REQUEST, 8.0)
     exchange.touch(9.0)
     assert next_due(exchange) == (Limit.WRITE, 9.0 + defaults.WRITE_TIMEOUT_S)
+
+
+@pytest.mark.parametrize("end", [FINISHED, ERROR])
+def test_what_is_left_at_the_end_must_be_read_in_time(end: Frame) -> None:
+    """However a requester goes on reading a little."""
+    exchange = after(ACCEPTED, tokens(0), table=DONOR)
+    write_s, ending_s = defaults.WRITE_TIMEOUT_S, defaults.ENDING_TIMEOUT_S
+    exchange.touch(100.0)
+    assert exchange.due_at(Limit.WRITE) == 100 + write_s
+    exchange.take(end, 100.0)
+    exchange.touch(100 + ending_s - 2 * write_s)
+    assert exchange.due_at(Limit.WRITE) == 100 + ending_s - write_s
+    exchange.touch(100 + ending_s - 1)
+    assert exchange.due_at(Limit.WRITE) == 100 + ending_s

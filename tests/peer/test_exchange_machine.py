@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -24,25 +24,28 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.peer.exchange_lab import ALICE, BOB, Lab, text_of
+from tests.answerers import vector_of
+from tests.peer.exchange_lab import ALICE, BOB, TINY_MODEL, Lab, text_of
 from tests.peer.mischief import (
     CIRCUMSTANCES,
     MISHAPS,
+    N_NUMBERS,
     SCRIPTS,
+    Asked,
     Circumstances,
     Script,
     ScriptedEngine,
-    piece_of,
 )
 from tests.peer.trio_thread import TrioThread
 from tests.peer.wild_wire import End, Mishap, Pipe, WildStream, wild_pair
 from tokenplace import defaults
 from tokenplace.errors import ConnectFailed, DonorBusy, TokenplaceError
-from tokenplace.generation import Event, Finished
+from tokenplace.generation import Finished
+from tokenplace.operations import EmbedRequest
 from tokenplace.peer import grease
 from tokenplace.peer.admission import Place
 from tokenplace.peer.exchange import DONOR, REQUESTER, Exchange, Input, Limit, State, Table
-from tokenplace.peer.requester import SealTarget
+from tokenplace.peer.requester import RemoteDonor, SealTarget
 from tokenplace.sealing.epochs import EPOCH_BYTES
 from tokenplace.sealing.keys import KeyRing
 
@@ -53,29 +56,6 @@ ALICES_IP = "203.0.113.7"
 DIRECTIONS = st.booleans()
 
 visited: Counter[tuple[str, State]] = Counter()
-
-
-@dataclass
-class Asked:
-    """One request of Alice's app, and what has come of it."""
-
-    prompt: str
-    script: Script
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    events: list[Event] = field(default_factory=list)
-    wires: list[WildStream] = field(default_factory=list)
-    error: TokenplaceError | None = None
-    is_over: bool = False
-
-    def whole_texts(self) -> dict[int, bytes]:
-        """By choice: what there is to come of it."""
-        script = self.script
-        return {
-            choice: b"".join(
-                piece_of(self.prompt, choice, n) for n in range(start, script.n_tokens)
-            )
-            for choice, start in script.starts
-        }
 
 
 class ExchangeMachine(RuleBasedStateMachine):
@@ -139,6 +119,30 @@ class ExchangeMachine(RuleBasedStateMachine):
             return
         asked = Asked(f"prompt-{len(self.asked)}", script)
         self.engine.scripts[asked.prompt] = script
+
+        async def run(remote: RemoteDonor) -> None:
+            async with remote.generate(script.request(asked.prompt)) as events:
+                async for event in events:
+                    asked.events.append(event)
+
+        self.start(asked, given, run)
+
+    @rule(work_s=st.sampled_from([0.0, 0.3, 3.0, 30.0]), fails=st.booleans(), given=CIRCUMSTANCES)
+    def ask_for_a_vector(self, work_s: float, fails: bool, given: Circumstances) -> None:
+        if sum(not asked.is_over for asked in self.asked) >= MAX_ASKED_AT_ONCE:
+            return
+        asked = Asked(f"prompt-{len(self.asked)}", None)
+        self.engine.works[asked.prompt] = (work_s, DonorBusy() if fails else None)
+
+        async def run(remote: RemoteDonor) -> None:
+            request = EmbedRequest("", (asked.prompt,), artifact=TINY_MODEL)
+            asked.reply = await remote.embed(request)
+
+        self.start(asked, given, run)
+
+    def start(
+        self, asked: Asked, given: Circumstances, ask: Callable[[RemoteDonor], Awaitable[None]]
+    ) -> None:
         self.asked.append(asked)
 
         async def renew(keys: bytes | None, live: bytes | None) -> SealTarget | None:
@@ -166,9 +170,7 @@ class ExchangeMachine(RuleBasedStateMachine):
             remote = self.lab.remote(self.target_of(given.sealed_to), renew, open_stream)
             with asked.scope:
                 try:
-                    async with remote.generate(script.request(asked.prompt)) as events:
-                        async for event in events:
-                            asked.events.append(event)
+                    await ask(remote)
                 except TokenplaceError as error:  # anything else would crash the loop
                     asked.error = error
             asked.is_over = True
@@ -294,14 +296,16 @@ class ExchangeMachine(RuleBasedStateMachine):
             whole = asked.whole_texts()
             for choice, text in texts.items():
                 assert whole.get(choice, b"").startswith(text)
+            if asked.reply is not None:
+                assert asked.reply.vectors == (vector_of(asked.prompt, N_NUMBERS),)
             ends = [event for event in asked.events if isinstance(event, Finished)]
             if ends:
                 assert asked.events[-1] is ends[0]
                 assert {choice: texts[choice] for choice in whole} == whole
             if asked.is_over:
                 is_given_up = asked.error is not None or asked.scope.cancel_called
-                assert bool(ends) or is_given_up, "a quiet end"
-                assert asked.error is None or not ends
+                assert asked.is_whole or is_given_up, "a quiet end"
+                assert asked.error is None or not asked.is_whole
 
     @invariant()
     def a_request_is_sealed_once_more_at_most_and_run_once(self) -> None:
@@ -336,7 +340,7 @@ class ExchangeMachine(RuleBasedStateMachine):
         assert all(exchange.is_ended for exchange in self.exchanges)
         states = Counter(e.state for e in self.exchanges if e._table is REQUESTER)
         n_left = sum(asked.scope.cancel_called for asked in self.asked)
-        n_whole = sum(isinstance(a.events[-1], Finished) for a in self.asked if a.events)
+        n_whole = sum(asked.is_whole for asked in self.asked)
         assert states.total() == len(self.asked)
         assert n_whole <= states[State.FINISHED] <= n_whole + n_left
         assert states[State.CANCELLED] <= n_left

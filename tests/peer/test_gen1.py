@@ -18,6 +18,8 @@ from tokenplace.generation import (
     ChatInput,
     ChatMessage,
     GenerateRequest,
+    IdsInput,
+    Input,
     JsonObject,
     JsonSchema,
     NamedTool,
@@ -36,12 +38,8 @@ USUAL = SamplingParams()
 
 
 def meaning(body: Body) -> dict[str, Any]:
-    if isinstance(body.input, TextInput):
-        asked: dict[str, Any] = {"prompt": body.input.prompt}
-    else:
-        asked = chat_meaning(body.input)
     return (
-        asked
+        input_meaning(body.input)
         | asdict(body.sampling)
         | {
             "logit_bias": [list(pair) for pair in body.sampling.logit_bias],
@@ -53,6 +51,16 @@ def meaning(body: Body) -> dict[str, Any]:
             "response_format": format_meaning(body.output),
         }
     )
+
+
+def input_meaning(asked: Input) -> dict[str, Any]:
+    match asked:
+        case TextInput(prompt):
+            return {"prompt": prompt}
+        case IdsInput(ids):
+            return {"prompt_ids": list(ids)}
+        case ChatInput():
+            return chat_meaning(asked)
 
 
 def chat_meaning(chat: ChatInput) -> dict[str, Any]:
@@ -106,6 +114,8 @@ MESSAGES = (
 )
 ABOVE_0 = st.floats(0, 1, exclude_min=True)
 PENALTIES = st.floats(-2, 2)
+IDS = st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=9).map(tuple)
+ID_PROMPTS = st.builds(IdsInput, IDS)
 BIASES = st.dictionaries(st.integers(0, (1 << 32) - 1), st.floats(-100, 100), max_size=5)
 
 
@@ -143,7 +153,7 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
 def requests(draw: st.DrawFn) -> GenerateRequest:
     stop = TEXT.filter(lambda text: 1 <= len(text.encode()) <= defaults.MAX_STOP_STRING_BYTES)
     return make_request(
-        input=draw(chats() | st.builds(TextInput, TEXT.filter(bool))),
+        input=draw(chats() | st.builds(TextInput, TEXT.filter(bool)) | ID_PROMPTS),
         sampling=draw(samplings()),
         max_tokens=draw(st.none() | st.integers(1, defaults.MAX_NEW_TOKENS)),
         stop=tuple(draw(st.lists(stop, max_size=defaults.MAX_STOP_STRINGS))),

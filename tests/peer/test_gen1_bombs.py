@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenplace import defaults
 from tokenplace.errors import InvalidRequest
 from tokenplace.generation import TextInput
-from tokenplace.peer.gen1 import MAX_DEPTH, parse_body
+from tokenplace.peer.gen1 import parse_body
+from tokenplace.peer.gen1_input import MAX_DEPTH
 
 ROOM = defaults.MAX_BODY_BYTES - 100
 

@@ -16,13 +16,9 @@ from tokenplace.errors import DonorBusy, UnknownKey
 from tokenplace.generation import Accepted, Alive, Phase, TextInput, Tokens
 from tokenplace.peer import grease
 from tokenplace.peer.frames import Frame, decode_frames, encode_frame
-from tokenplace.peer.wire import (
-    Refusal,
-    decode_refusal,
-    decode_request,
-    encode_refusal,
-    encode_request,
-)
+from tokenplace.peer.refusal import Refusal, decode_refusal, encode_refusal
+from tokenplace.peer.request_map import decode_request
+from tokenplace.peer.wire import encode_request
 from tokenplace.sealing.answer import MAX_FRAMES_BYTES, padding_bytes
 from tokenplace.sealing.request import padded_bytes
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES

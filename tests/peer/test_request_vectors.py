@@ -11,7 +11,9 @@ import pytest
 
 from tests.peer.write_vectors import plain
 from tokenplace.errors import TokenplaceError, Unsupported
-from tokenplace.peer.wire import Refusal, decode_refusal, decode_request, to_generate_request
+from tokenplace.peer.refusal import Refusal, decode_refusal
+from tokenplace.peer.request_map import decode_request
+from tokenplace.peer.wire import to_request
 from tokenplace.sealing.answer import AnswerOpener, RefusalBytes, ReplySecrets
 
 FOLDER = Path(__file__).resolve().parent.parent / "vectors"
@@ -30,7 +32,7 @@ def test_requests(vector: dict[str, Any]) -> None:
     elif vector["expect"] == "unsupported":
         request = decode_request(payload)  # its answer is sealed
         with pytest.raises(Unsupported):
-            to_generate_request(request, "")
+            to_request(request, "")
     else:
         with pytest.raises(TokenplaceError) as refused:
             decode_request(payload)

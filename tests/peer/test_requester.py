@@ -34,7 +34,9 @@ from tokenplace.generation import (
     Usage,
 )
 from tokenplace.peer.frames import Frame, encode_frame
-from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_request, encode_refusal
+from tokenplace.peer.refusal import Refusal, encode_refusal
+from tokenplace.peer.request_map import decode_request
+from tokenplace.peer.wire import FRAME_LENGTH
 from tokenplace.sealing.answer import AnswerSealer
 from tokenplace.sealing.request import open_request
 

@@ -24,8 +24,9 @@ from tokenplace.dht.kad import Kad
 from tokenplace.errors import ErrorCode, UnknownKey
 from tokenplace.peer import grease
 from tokenplace.peer.adverts import DonorState, Load, verify_keys, verify_offer
+from tokenplace.peer.refusal import Refusal, decode_refusal
 from tokenplace.peer.requester import SealTarget
-from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_refusal
+from tokenplace.peer.wire import FRAME_LENGTH
 from tokenplace.sealing.clock import ElapsedClock
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.request import seal_request

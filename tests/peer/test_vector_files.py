@@ -12,6 +12,7 @@ import pytest
 from tests.peer import (
     write_advert_vectors,
     write_gen1_vectors,
+    write_op_vectors,
     write_request_vectors,
     write_vectors,
 )
@@ -46,11 +47,15 @@ def test_the_writers_write_what_is_there(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(write_vectors, "PATH", tmp_path / "frames.json")
     monkeypatch.setattr(write_advert_vectors, "PATH", tmp_path / "adverts.json")
     monkeypatch.setattr(write_gen1_vectors, "PATH", tmp_path / "gen1.json")
+    monkeypatch.setattr(write_op_vectors, "PATH", tmp_path / "ops.json")
     monkeypatch.setattr(write_request_vectors, "FOLDER", tmp_path)
-    writers = (write_vectors, write_advert_vectors, write_gen1_vectors, write_request_vectors)
+    writers = (
+        *(write_vectors, write_advert_vectors, write_gen1_vectors),
+        *(write_op_vectors, write_request_vectors),
+    )
     for writer in writers:
         writer.main()
     written = sorted(tmp_path.iterdir())
-    assert len(written) == 5
+    assert len(written) == 6
     for path in written:
         assert path.read_bytes() == (FOLDER / path.name).read_bytes()

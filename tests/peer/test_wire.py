@@ -28,6 +28,7 @@ from tokenplace.features import Requirement
 from tokenplace.generation import (
     ChatInput,
     ChatMessage,
+    IdsInput,
     JsonObject,
     JsonSchema,
     Resume,
@@ -36,15 +37,9 @@ from tokenplace.generation import (
     ToolCall,
     ToolChoice,
 )
-from tokenplace.peer.wire import (
-    REFUSALS,
-    Refusal,
-    decode_refusal,
-    decode_request,
-    encode_refusal,
-    encode_request,
-    to_generate_request,
-)
+from tokenplace.peer.refusal import REFUSALS, Refusal, decode_refusal, encode_refusal
+from tokenplace.peer.request_map import decode_request
+from tokenplace.peer.wire import encode_request, to_request
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES
 
 EPOCH, SECRET, REPLY_KEY = b"e" * 8, b"s" * 32, b"k" * PUBLIC_KEY_BYTES
@@ -75,11 +70,11 @@ def payload(**changes: object) -> bytes:
 def test_a_request_arrives_as_it_was() -> None:
     request = decode_request(encode_request(REQUEST, EPOCH, SECRET, REPLY_KEY))
     assert (request.epoch, request.resp_secret, request.reply_key) == (EPOCH, SECRET, REPLY_KEY)
-    assert to_generate_request(request, BUCKET) == REQUEST
+    assert to_request(request, BUCKET) == REQUEST
     for changes in RICH:
         asked = dataclasses.replace(REQUEST, **changes)
         sent = decode_request(encode_request(asked, EPOCH, SECRET, REPLY_KEY))
-        assert to_generate_request(sent, BUCKET) == asked
+        assert to_request(sent, BUCKET) == asked
 
 
 def requires(**changes: object) -> list[str]:
@@ -111,17 +106,18 @@ def test_what_an_older_donor_would_pass_over_is_required() -> None:
         ChatInput((ChatMessage("tool", "x"),)),
     ):
         assert requires(input=with_tools) == ["tools"]
+    assert requires(input=IdsInput((1, 2))) == ["prompt_ids"]
     everything = {name: value for changes in RICH for name, value in changes.items()}
-    assert set(requires(**everything)) == set(Requirement)
+    assert {*requires(**everything), "prompt_ids"} == set(Requirement)
 
 
 def test_a_donor_knows_every_requirement_and_no_other() -> None:
     known = decode_request(payload(requires=[*Requirement] * 2))
-    assert to_generate_request(known, BUCKET) == REQUEST
+    assert to_request(known, BUCKET) == REQUEST
     for name in ("Tools", "tools ", "", "~tools"):
         request = decode_request(payload(requires=[*Requirement, name]))
         with pytest.raises(Unsupported):
-            to_generate_request(request, BUCKET)
+            to_request(request, BUCKET)
 
 
 def test_the_models_local_name_stays_here() -> None:
@@ -237,10 +233,11 @@ def test_garbage_is_bad_format(data: bytes) -> None:
 )
 def test_a_damaged_request_is_a_declared_error(data: bytes) -> None:
     try:
-        request = to_generate_request(decode_request(data), BUCKET)
+        opened = decode_request(data)
+        to_request(opened, BUCKET)
     except (BadFormat, Unsupported, InvalidRequest):
         return
-    assert 0 <= request.attempt <= 255
+    assert 0 <= opened.attempt <= 255
 
 
 def test_unknown_keys_are_ignored_whatever_they_hold() -> None:
@@ -260,14 +257,14 @@ def test_a_bomb_in_an_unknown_key_takes_no_memory() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"op": "embed"},
+        {"op": "of later"},
         {"requires": ["of later"]},
     ],
 )
 def test_what_this_version_lacks_is_unsupported(changes: dict[str, object]) -> None:
     request = decode_request(payload(**changes))
     with pytest.raises(Unsupported):
-        to_generate_request(request, BUCKET)
+        to_request(request, BUCKET)
 
 
 @pytest.mark.parametrize("key", ["requires", "resume", "prompt_digest", "v"])
@@ -288,10 +285,10 @@ def test_a_bomb_where_a_list_belongs_takes_no_memory(key: str) -> None:
 def test_a_bad_body_is_judged_last() -> None:
     request = decode_request(payload(body=b"{}"))
     with pytest.raises(InvalidRequest):
-        to_generate_request(request, BUCKET)
+        to_request(request, BUCKET)
     too_big = decode_request(payload(body=bytes(defaults.MAX_BODY_BYTES + 1)))
     with pytest.raises(RequestTooBig):
-        to_generate_request(too_big, BUCKET)
+        to_request(too_big, BUCKET)
 
 
 @pytest.mark.parametrize("error", [UnknownKey(), StaleEpoch(), RequestTooBig(), BadFormat("x")])

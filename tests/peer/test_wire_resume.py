@@ -14,7 +14,8 @@ from tokenplace import defaults
 from tokenplace.errors import BadFormat, InvalidRequest
 from tokenplace.generation import Resume, TextInput
 from tokenplace.peer import gen1
-from tokenplace.peer.wire import decode_request, encode_request, to_generate_request
+from tokenplace.peer.request_map import decode_request
+from tokenplace.peer.wire import encode_request, to_request
 from tokenplace.sealing.request import padded_bytes
 
 
@@ -29,7 +30,7 @@ def test_resume_has_the_ids_as_bytes_and_an_empty_one_asks_for_nothing() -> None
         {"prompt_digest": 0},
     ]
     for changes in nothing:
-        assert to_generate_request(decode_request(payload(**changes)), BUCKET) == REQUEST
+        assert to_request(decode_request(payload(**changes)), BUCKET) == REQUEST
 
 
 def resuming(*resume: object, digest: object = bytes(32)) -> bytes:
@@ -73,7 +74,7 @@ def test_the_longest_resume_beside_the_largest_body() -> None:
     asked = dataclasses.replace(asked, input=TextInput("x" * room))
     sent = encode_request(asked, EPOCH, SECRET, REPLY_KEY)
     assert padded_bytes(len(sent)) <= defaults.MAX_PADDED_BYTES
-    assert to_generate_request(decode_request(sent), BUCKET) == asked
+    assert to_request(decode_request(sent), BUCKET) == asked
 
 
 def test_unknown_keys_of_a_resume_are_ignored() -> None:
@@ -84,5 +85,5 @@ def test_unknown_keys_of_a_resume_are_ignored() -> None:
 def test_a_choice_that_was_not_asked_for_is_not_resumed() -> None:
     request = decode_request(resuming({"choice": 1, "ids": struct.pack("<I", 7)}))
     with pytest.raises(InvalidRequest) as refusal:
-        to_generate_request(request, BUCKET)
+        to_request(request, BUCKET)
     assert refusal.value.param == "resume"

@@ -155,6 +155,8 @@ RIGHT: list[Case] = [
     ),
     ("five minutes before the start", KEYS, {"now": NOW - 300}),
     ("seq equal to the floor", KEYS, {"floor_seq": SEQ}),
+    ("a model's quantization", OFFER.but(models=[MODEL | {"quant": "Q4_1"}]), {}),
+    ("one of 16 characters", OFFER.but(models=[MODEL | {"quant": "Q" * 16}]), {}),
 ]
 # With part of the reason that this implementation gives.
 WRONG: list[tuple[str, Signed, dict[str, Any], str]] = [
@@ -213,6 +215,8 @@ WRONG: list[tuple[str, Signed, dict[str, Any], str]] = [
         {},
         "'artifact'",
     ),
+    ("one of 17 characters", OFFER.but(models=[MODEL | {"quant": "Q" * 17}]), {}, "'quant'"),
+    ("a quantization that is no text", OFFER.but(models=[MODEL | {"quant": 4}]), {}, "'quant'"),
     ("too many features", OFFER.but(models=[MODEL | {"features": ["f"] * 17}]), {}, "'features'"),
 ]
 

@@ -48,7 +48,7 @@ def chat(messages: str) -> str:
 
 def body(**fields: Any) -> str:
     """As JSON; a chat of one message unless there is a prompt."""
-    whole = fields if "prompt" in fields else {"messages": [USER], **fields}
+    whole = fields if fields.keys() & {"prompt", "prompt_ids"} else {"messages": [USER], **fields}
     return json.dumps(whole, separators=(",", ":"))
 
 
@@ -99,6 +99,8 @@ RIGHT: list[tuple[str, str, dict[str, Any]]] = [
         x('"max_tokens":1,"temperature":0,"top_k":0,"top_p":0.001,"min_p":0'),
         {"max_tokens": 1, "temperature": 0.0, "top_k": 0, "top_p": 0.001, "min_p": 0.0},
     ),
+    ("a prompt of ids", body(prompt_ids="AQAAAHARAQA="), {"prompt_ids": [1, 70000]}),
+    ("the highest id", body(prompt_ids="/////w=="), {"prompt_ids": [4294967295]}),
     ("unknown fields are ignored", x('"new":{"a":[1,null,true]},"messages_":1'), {}),
     ("unknown field 16 deep", x('"deep":[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]'), {}),
     (
@@ -361,6 +363,13 @@ WRONG: list[tuple[str, str | bytes, str | None]] = [
         "parallel_tool_calls",
     ),
     ("tools with a prompt", body(prompt="x", tools=[TOOL]), "tools"),
+    ("ids and a prompt", body(prompt="x", prompt_ids="AQAAAA=="), "messages"),
+    *(
+        (f"ids: {given!r}", body(prompt_ids=given), "prompt_ids")
+        for given in ("", [1], None, "AQAAAA=!", "AQAAAA", "AQAAAA==\n", "_____w==", "AQA=")
+    ),
+    ("ids spelled another way", body(prompt_ids="AQAAAB=="), "prompt_ids"),
+    ("tools with ids", body(prompt_ids="AQAAAA==", tools=[TOOL]), "tools"),
     ("a choice of tools with a prompt", body(prompt="x", tool_choice="none"), "tool_choice"),
 ]
 
@@ -368,7 +377,7 @@ WRONG: list[tuple[str, str | bytes, str | None]] = [
 def meaning(changes: dict[str, Any]) -> dict[str, Any]:
     if "messages" in changes:
         return ABSENT | CHAT | changes
-    return ABSENT | {"prompt": "x"} | changes
+    return ABSENT | ({} if "prompt_ids" in changes else {"prompt": "x"}) | changes
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ IDS = b"\1\0\0\0\x70\x11\1\0"
 RESUME = [{"choice": 0, "ids": IDS}]
 DIGEST = bytes(range(100, 132))
 NOTHING_RESUMED: dict[str, Any] = {"resume": [], "prompt_digest": b""}
-KNOWN = ["choices", "grammar", "logprobs", "penalties", "resume", "tools"]
+KNOWN = ["choices", "grammar", "logprobs", "penalties", "prompt_ids", "resume", "tools"]
 
 RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("the smallest", {}),
@@ -52,6 +52,9 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("unknown keys", UNKNOWN),
     ("grease of any type", {"~a": None, "~b": {"~c": [b"\0", -1, 1 << 63]}, "~d": 0.5}),
     ("a body that only gen/1 can judge", {"body": b"{}"}),
+    ("embed", {"op": "embed", "template": "", "body": b'{"inputs":["x"]}'}),
+    ("count", {"op": "count"}),
+    ("score", {"op": "score", "body": b'{"prompt":"x","ids":"AQAAAA=="}'}),
 ]
 RESUMING: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
     ("a resume", RESUME, [{"choice": 0, "ids": [1, 70000]}]),
@@ -67,7 +70,9 @@ RESUMING: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
     ),
 ]
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
-    ("another op", {"op": "embed"}),
+    ("another op", {"op": "of later"}),
+    ("an op in capitals", {"op": "EMBED"}),
+    ("an empty op", {"op": ""}),
     ("an unknown requirement", {"requires": ["of later"]}),
     ("an unknown one among known ones", {"requires": [*KNOWN, "of later"]}),
     ("a requirement in capitals", {"requires": ["TOOLS"]}),

@@ -56,6 +56,8 @@ ERROR: dict[str, Any] = {
 }
 
 
+PART: dict[str, Any] = {"f": "part", "at": 15360, "bytes": b"\0\0\x80\x3f"}
+ANSWERED: dict[str, Any] = {"f": "answered", "n_tokens": [3, 70000]}
 BARE_ERROR: dict[str, Any] = {
     "f": "error",
     "code": "internal",
@@ -92,6 +94,11 @@ CERTAIN = likely([0.0, []], [-1.0, []])
 VERY_UNLIKELY = likely([LOWEST, []], [0.0, []])
 RIGHT: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
     ("accepted", [ACCEPTED], [ACCEPTED]),
+    ("a thought begun", [ACCEPTED | {"begun": "<think>"}], [ACCEPTED | {"begun": "<think>"}]),
+    ("the other way", [ACCEPTED | {"begun": "[THINK]"}], [ACCEPTED | {"begun": "[THINK]"}]),
+    ("nothing begun", [ACCEPTED | {"begun": ""}], [ACCEPTED]),
+    ("begun with what nobody knows", [ACCEPTED | {"begun": "<muse>"}], [ACCEPTED]),
+    ("begun with words", [ACCEPTED | {"begun": "Sure! " * 10}], [ACCEPTED]),
     ("tokens and alive", [TOKENS, ALIVE], [TOKENS, ALIVE]),
     (
         "a phase that version 1 never sends",
@@ -121,6 +128,9 @@ RIGHT: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
         [likely(*[[-0.5, [[n, b"x", -2.0] for n in range(20)]]] * 2)],
     ),
     ("the lowest log-probability", [likely([LOWEST, []], [0.0, []])], [VERY_UNLIKELY]),
+    ("taken", [{"f": "taken"}], [{"f": "taken"}]),
+    ("a part and the end", [PART, ANSWERED], [PART, ANSWERED]),
+    ("a part without bytes", [PART | {"bytes": b""}], [PART | {"bytes": b""}]),
     ("an error", [ERROR], [ERROR]),
     ("the smallest error", [BARE_ERROR], [BARE_ERROR]),
     ("a known code does as the table says", [ERROR | {"retry_elsewhere": True}], [ERROR]),
@@ -150,6 +160,18 @@ WRONG: list[tuple[str, Any]] = [
     ("a count as a float", ACCEPTED | {"eta_ms": 1.0}),
     ("a key missing", without(ACCEPTED, "position")),
     ("a long sampler", ACCEPTED | {"sampler": "x" * 33}),
+    ("begun in bytes", ACCEPTED | {"begun": b"<think>"}),
+    ("begun null", ACCEPTED | {"begun": None}),
+    ("begun with a lot", ACCEPTED | {"begun": "x" * 65}),
+    ("a part as text", PART | {"bytes": "x"}),
+    ("a part of a list", PART | {"bytes": [0]}),
+    ("a part below 0", PART | {"at": -1}),
+    ("a part without a place", without(PART, "at")),
+    ("answered without numbers", without(ANSWERED, "n_tokens")),
+    ("answered with one number", ANSWERED | {"n_tokens": 3}),
+    ("answered with a text", ANSWERED | {"n_tokens": ["3"]}),
+    ("answered with a number below 0", ANSWERED | {"n_tokens": [-1]}),
+    ("answered with a boolean", ANSWERED | {"n_tokens": [True]}),
     ("an unknown phase", ALIVE | {"phase": "dreaming"}),
     ("progress over 1", ALIVE | {"progress": 1.1}),
     ("progress not a number", ALIVE | {"progress": float("nan")}),

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 
 from tests.sealing import forge
 from tokenplace.errors import TokenplaceError
-from tokenplace.peer.wire import decode_request
+from tokenplace.peer.request_map import decode_request
 from tokenplace.sealing.answer import AnswerOpener, Chunk, ReplySecrets
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.request import open_request

@@ -21,8 +21,9 @@ from tokenplace.engine.sequence import (
     Sequence,
     StopMatcher,
     Vocabulary,
+    are_known,
     prompt_digest,
-    tokenise_prompt,
+    prompt_ids,
 )
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import SamplingParams
@@ -78,7 +79,7 @@ class Answering:
     def begin(cls, submit: Submit, vocabulary: Vocabulary, n_ctx: int, now: float) -> Answering:
         """Tokenise the prompt and see whether all fits. Raises `BadPrompt` and `BadGrammar`."""
         _check_ids(submit, vocabulary)
-        prompt = tokenise_prompt(submit.segments, vocabulary, n_ctx)
+        prompt = prompt_ids(submit, vocabulary, n_ctx)
         if submit.resume and submit.prompt_digest != prompt_digest(prompt):
             raise BadPrompt(ErrorCode.PROMPT_MISMATCH, "It has other tokens here.")
         max_new = min(n_ctx - len(prompt), submit.max_tokens or defaults.MAX_NEW_TOKENS)
@@ -212,9 +213,9 @@ class Scoring:
     @classmethod
     def begin(cls, score: Score, vocabulary: Vocabulary, n_ctx: int, now: float) -> Scoring:
         """Tokenise the prompt and see whether all fits. Raises `BadPrompt`."""
-        if not score.ids or not _all_known(score.ids, vocabulary):
+        if not score.ids or not are_known(score.ids, vocabulary.n_tokens):
             raise BadPrompt(ErrorCode.INVALID_REQUEST, "ids must name tokens of this vocabulary.")
-        prompt = tokenise_prompt(score.segments, vocabulary, n_ctx)
+        prompt = prompt_ids(score, vocabulary, n_ctx)
         if len(prompt) + len(score.ids) > n_ctx:
             n = len(prompt) + len(score.ids)
             raise BadPrompt(
@@ -282,14 +283,10 @@ def _check_ids(submit: Submit, vocabulary: Vocabulary) -> None:
     if not sampling.is_in_range:
         raise BadPrompt(ErrorCode.INVALID_REQUEST, "A sampling parameter is out of its range.")
     bias = sampling.logit_bias
-    if not _all_known(tuple(token_id for token_id, _ in bias), vocabulary):
+    if not are_known((token_id for token_id, _ in bias), vocabulary.n_tokens):
         raise BadPrompt(
             ErrorCode.INVALID_REQUEST,
             f"logit_bias names a token that does not exist; there are {vocabulary.n_tokens}.",
         )
-    if not all(_all_known(ids, vocabulary) for _, ids in submit.resume):
+    if not all(are_known(ids, vocabulary.n_tokens) for _, ids in submit.resume):
         raise BadPrompt(ErrorCode.RESUME_REJECTED, "It names tokens that do not exist.")
-
-
-def _all_known(ids: tuple[int, ...], vocabulary: Vocabulary) -> bool:
-    return all(0 <= token_id < vocabulary.n_tokens for token_id in ids)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenplace import defaults
 from tokenplace.engine.messages import Count, Counted, Embed, Embedded, FromWorker, Refused
 from tokenplace.engine.pace import Pace
-from tokenplace.engine.sequence import BadPrompt, Ids
+from tokenplace.engine.sequence import BadPrompt, Ids, given_ids
 from tokenplace.errors import ErrorCode
 
 _TEXT_COST_CHARS: Final = 32  # tokenising the shortest text takes as long as that many characters
@@ -32,9 +32,12 @@ class EmbedFailed(Exception):
 
 
 class EmbeddingBackend(Protocol):
-    """What computes. n_ctx: tokens of one text, and of all texts of a step, at most."""
+    """What computes. n_ctx: tokens of one text, and of all texts of a step, at most. n_tokens: of
+    its vocabulary.
+    """
 
     n_ctx: int
+    n_tokens: int
     n_dimensions: int
 
     def tokenise(self, text: str) -> list[int]:
@@ -81,13 +84,13 @@ class EmbeddingRunner:
 
     def count(self, count: Count) -> list[FromWorker]:
         """Answer at once how many tokens a text has."""
-        text = "".join(text for text, _ in count.segments)
+        text = count.prompt_ids or "".join(text for text, _ in count.segments)
+        self._note((count.request,))
         try:
-            self._check_bytes(0, text)
+            self._check_length(0, _least_tokens(text))
+            return [Counted(count.request, len(self._ids_of(0, text)))]
         except BadPrompt as bad:
             return [bad.refusal(count.request)]
-        self._note((count.request,))
-        return [Counted(count.request, len(self._backend.tokenise(text)))]
 
     def cancel(self, request: int) -> list[FromWorker]:
         """Forget a request; one that has ended already is no fault."""
@@ -107,7 +110,7 @@ class EmbeddingRunner:
 
     def _check(self, embed: Embed) -> None:
         """What can be seen without a tokeniser. Raises `BadPrompt`."""
-        n_texts, n_numbers = len(embed.texts), self._backend.n_dimensions
+        n_texts, n_numbers = len(embed.inputs), self._backend.n_dimensions
         if not 1 <= n_texts <= defaults.MAX_EMBED_INPUTS:
             raise BadPrompt(
                 ErrorCode.INVALID_REQUEST,
@@ -118,12 +121,8 @@ class EmbeddingRunner:
                 ErrorCode.INVALID_REQUEST,
                 f"{embed.dimensions} dimensions; this model's vectors have {n_numbers}.",
             )
-        for number, text in enumerate(embed.texts):
-            self._check_bytes(number, text)
-
-    def _check_bytes(self, number: int, text: str) -> None:
-        """Is it short enough to be tokenised at all? Raises `BadPrompt`."""
-        self._check_length(number, len(text.encode()) // defaults.MAX_PROMPT_BYTES_PER_TOKEN)
+        for number, text in enumerate(embed.inputs):
+            self._check_length(number, _least_tokens(text))
 
     def _check_length(self, number: int, n_tokens: int) -> None:
         """Raises `BadPrompt`."""
@@ -142,24 +141,30 @@ class EmbeddingRunner:
         room = defaults.EMBED_READ_CHARS
         while self._unread and room > 0:
             job = self._unread.take()
-            text = job.embed.texts[len(job.ids)]
+            text = job.embed.inputs[len(job.ids)]
             room -= len(text) + _TEXT_COST_CHARS
             self._note((job.embed.request,))
             try:
-                self._take_ids(job, self._backend.tokenise(text))
+                self._take_ids(job, self._ids_of(len(job.ids), text))
             except BadPrompt as bad:
                 events.append(bad.refusal(job.embed.request))
             else:
                 (self._ready if job.is_read else self._unread).add(job)
         return events
 
-    def _take_ids(self, job: _Job, ids: list[int]) -> None:
+    def _ids_of(self, number: int, text: str | tuple[int, ...]) -> Ids:
+        """Those of a text, or those that were given. Raises `BadPrompt`."""
+        if isinstance(text, str):
+            return np.array(self._backend.tokenise(text), np.int32)
+        return given_ids(text, self._backend.n_tokens, f"input {number}")
+
+    def _take_ids(self, job: _Job, ids: Ids) -> None:
         """The next text of a request has these. Raises `BadPrompt`."""
         number = len(job.ids)
-        if not ids:
+        if not len(ids):
             raise BadPrompt(ErrorCode.INVALID_REQUEST, f"Text {number} is empty.")
         self._check_length(number, len(ids))
-        job.ids.append(np.array(ids, np.int32))
+        job.ids.append(ids)
         job.n_tokens += len(ids)
         if job.n_tokens > defaults.MAX_EMBED_TOKENS:
             raise BadPrompt(
@@ -236,11 +241,11 @@ class _Job:
 
     @property
     def is_read(self) -> bool:
-        return len(self.ids) == len(self.embed.texts)
+        return len(self.ids) == len(self.embed.inputs)
 
     @property
     def is_taken(self) -> bool:
-        return self.n_taken == len(self.embed.texts)
+        return self.n_taken == len(self.embed.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +258,13 @@ class _Text:
     @property
     def ids(self) -> Ids:
         return self.job.ids[self.number]
+
+
+def _least_tokens(text: str | tuple[int, ...]) -> int:
+    """How many tokens it has at the least, as far as can be seen without a tokeniser."""
+    if isinstance(text, str):
+        return len(text.encode()) // defaults.MAX_PROMPT_BYTES_PER_TOKEN
+    return len(text)
 
 
 def _jobs_of(batch: list[_Text]) -> list[_Job]:

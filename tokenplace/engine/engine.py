@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import date
 from typing import Final
 
@@ -18,18 +18,18 @@ from tokenplace import defaults
 from tokenplace.engine import operating
 from tokenplace.engine.constraint import grammar_for, grammar_param
 from tokenplace.engine.grammar_check import GrammarChecker
-from tokenplace.engine.guard import Segment
 from tokenplace.engine.launch import EngineSpec as EngineSpec
 from tokenplace.engine.messages import Done, NewTokens, Queued, Ready, Refused, Submit
+from tokenplace.engine.prompt import Prompt, check_text, prompt_of
 from tokenplace.engine.supervisor import Answer, Mail, Supervisor
 from tokenplace.engine.supervisor import EngineLoad as EngineLoad
 from tokenplace.engine.template import TemplateRenderer, template_hash
-from tokenplace.engine.tools import tool_format
+from tokenplace.engine.tools import ToolFormat
 from tokenplace.errors import (
     BadFormat,
     ConfigError,
-    InvalidRequest,
     ModelNotOffered,
+    RequestTooBig,
     TemplateMismatch,
     TokenplaceError,
     Unsupported,
@@ -49,14 +49,20 @@ from tokenplace.generation import (
     Logprob,
     Stop,
     StringStop,
-    TextInput,
     Timings,
     Tokens,
     ToolChoice,
     TopToken,
     Usage,
 )
-from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
+from tokenplace.operations import (
+    FLOAT_BYTES,
+    CountRequest,
+    Embeddings,
+    EmbedRequest,
+    ScoreRequest,
+    Scores,
+)
 
 _SAMPLER: Final = "tp/1"
 
@@ -93,7 +99,7 @@ class Engine:
         self._supervisor = supervisor
         self._renderer = renderer
         self._checker = checker
-        self._tool_format = tool_format(supervisor.ready.template)
+        self._tool_format = ToolFormat.JSON if renderer is None else renderer.tool_format
         self._control_texts = frozenset(supervisor.ready.control_texts)
 
     @property
@@ -118,18 +124,20 @@ class Engine:
         self._check_generates()
         self._check(request)
         grammar = grammar_for(request, self._tool_format, self._control_texts)
-        segments = await self._segments(request)
+        prompt = await self._prompt(request)
         if grammar:
             await self._checker.check(grammar, grammar_param(request), request.bucket)
-        submit = to_submit(request, segments, grammar)
-        answer = await self._supervisor.submit(submit)
+        answer = await self._supervisor.submit(to_submit(request, prompt, grammar))
         try:
             while True:
                 mail = await _next_mail(answer)
                 if mail is None:
                     yield answer.alive()
                     continue
-                yield to_event(mail)
+                event = to_event(mail)
+                if isinstance(event, Accepted):
+                    event = replace(event, begun=prompt.begun)
+                yield event
                 if isinstance(mail, Done):
                     return
         finally:
@@ -145,8 +153,15 @@ class Engine:
         self._check_artifact(request.artifact)
         if not self.info.n_dimensions:
             raise Unsupported(Feature.EMBEDDINGS)
-        for text in request.texts:
-            _check_text(text, "input")
+        for text in request.inputs:
+            if isinstance(text, str):
+                check_text(text, "input")
+        n_numbers = min(request.dimensions or defaults.MAX_EMBED_DIMENSIONS, self.info.n_dimensions)
+        n_bytes = FLOAT_BYTES * n_numbers * len(request.inputs)
+        if n_bytes > defaults.MAX_VECTORS_BYTES:
+            raise RequestTooBig(
+                f"Vectors of {n_bytes} bytes; {defaults.MAX_VECTORS_BYTES} are made at once."
+            )
         return await operating.embed(self._supervisor, request)
 
     async def count(self, request: CountRequest) -> int:
@@ -155,7 +170,7 @@ class Engine:
         Raises as `generate`, but for what only generating can raise.
         """
         self._check(request)
-        return await operating.count(self._supervisor, await self._segments(request))
+        return await operating.count(self._supervisor, await self._prompt(request))
 
     async def score(self, request: ScoreRequest) -> Scores:
         """How likely this model finds given ids after a prompt.
@@ -164,7 +179,7 @@ class Engine:
         """
         self._check_generates()
         self._check(request)
-        return await operating.score(self._supervisor, request, await self._segments(request))
+        return await operating.score(self._supervisor, request, await self._prompt(request))
 
     def _check_generates(self) -> None:
         if self.info.n_dimensions:
@@ -189,20 +204,8 @@ class Engine:
         except ValueError:
             raise BadFormat("as_of is not a date") from None
 
-    async def _segments(
-        self, request: GenerateRequest | CountRequest | ScoreRequest
-    ) -> tuple[Segment, ...]:
-        """The prompt as text. A raw prompt is the user's own words: no control tokens in it."""
-        match request.input:
-            case TextInput(prompt):
-                _check_text(prompt, "prompt")
-                return ((prompt, False),)
-            case ChatInput(messages) as chat:
-                for message in messages:
-                    _check_text(message.role, "messages")
-                    _check_text(message.content, "messages")
-                assert self._renderer is not None, "checked before"
-                return await self._renderer.render(chat, request.as_of)
+    async def _prompt(self, request: GenerateRequest | CountRequest | ScoreRequest) -> Prompt:
+        return await prompt_of(request.input, request.as_of, self._renderer)
 
 
 @asynccontextmanager
@@ -255,12 +258,12 @@ def _features(ready: Ready, renderer: TemplateRenderer | None) -> tuple[str, ...
     return ("chat", "tools", "grammar") if renderer.has_tools else ("chat", "grammar")
 
 
-def to_submit(request: GenerateRequest, segments: tuple[Segment, ...], grammar: str) -> Submit:
+def to_submit(request: GenerateRequest, prompt: Prompt, grammar: str) -> Submit:
     """The worker's part of a request; its id is given later."""
     return Submit(
         request=0,
         bucket=request.bucket,
-        segments=segments,
+        segments=prompt.segments,
         sampling=astuple(request.sampling),
         n=request.n,
         seed=request.seed,
@@ -272,6 +275,7 @@ def to_submit(request: GenerateRequest, segments: tuple[Segment, ...], grammar: 
         grammar=grammar,
         resume=tuple((resume.choice, resume.ids) for resume in request.resume),
         prompt_digest=request.prompt_digest,
+        prompt_ids=prompt.ids,
     )
 
 
@@ -325,10 +329,3 @@ async def _next_mail(answer: Answer) -> Mail | None:
     with trio.move_on_after(patience_s):
         return await answer.receive()
     return None
-
-
-def _check_text(text: str, param: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest("The text is not valid Unicode.", param=param) from None

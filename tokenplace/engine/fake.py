@@ -1,7 +1,8 @@
 """A donor's engine without a model: for tests of everything else, and for simulations of many
 donors. Start at `FakeEngine`.
 
-Answers as `engine.Engine` does, in events, order, errors and limits; `fake_model.py` says what.
+Answers as `engine.Engine` does, in events, order, errors and limits; `fake_model.py` and
+`fake_operations.py` say what.
 Time passes only in `trio.sleep`-like waits, so under a `trio.testing.MockClock` hours cost nothing.
 
 Differs from the real one: there is no worker process and no batch. Each answer waits as long as its
@@ -12,15 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import Final
 
 import trio
 
 from tokenplace import defaults
+from tokenplace.engine import fake_operations
 from tokenplace.engine.engine import EngineInfo, EngineLoad
-from tokenplace.engine.fake_model import Answer, FakeModel, prompt_digest, prompt_ids
+from tokenplace.engine.fake_job import Job
+from tokenplace.engine.fake_model import Answer, FakeModel, n_common, prompt_digest, prompt_ids
 from tokenplace.errors import (
     BadFormat,
     ContextLengthExceeded,
@@ -37,7 +40,6 @@ from tokenplace.generation import (
     Accepted,
     Alive,
     ChatInput,
-    ChoiceEnd,
     Event,
     Finished,
     GenerateRequest,
@@ -47,6 +49,7 @@ from tokenplace.generation import (
     ToolChoice,
     Usage,
 )
+from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
 
 _SAMPLER: Final = "tp/1"
 _MAX_PREFIXES: Final = 64
@@ -71,40 +74,6 @@ class Faults:
     restart_s: float = defaults.RESTART_DELAY_S
 
 
-@dataclass(eq=False)
-class _Job:
-    """One request. `answers` has the choices that go on, `ends` why the others ended.
-
-    wake: something happened to it: it got its slot, or its worker died.
-    """
-
-    request: GenerateRequest
-    prompt: tuple[int, ...]
-    max_new: int
-    answers: list[Answer]
-    submitted_at: float
-    ends: list[ChoiceEnd] = field(default_factory=list)
-    wake: trio.Event = field(default_factory=trio.Event)
-    phase: Phase = Phase.QUEUED
-    is_dead: bool = False
-    progress: float = 0.0
-    n_cached: int = 0
-    n_new: int = 0
-    started_at: float | None = None
-    first_token_at: float | None = None
-
-    @property
-    def n_left(self) -> int:
-        """Tokens that the choice which is furthest back may still have."""
-        return max((self.max_new - answer.index for answer in self.answers), default=0)
-
-    def end_if_over(self, answer: Answer) -> None:
-        """Count a choice as ended if nothing follows in it."""
-        if answer.stop is not None:
-            self.answers.remove(answer)
-            self.ends.append(ChoiceEnd(answer.choice, answer.stop))
-
-
 class FakeEngine:
     """One pretended model. Set `faults` at any time; `requests` has all that were asked."""
 
@@ -112,17 +81,18 @@ class FakeEngine:
         self.model = model or FakeModel()
         self.faults = faults or Faults()
         self.requests: list[GenerateRequest] = []
-        has_chat = "chat" in self.model.features
+        has_chat = "chat" in self.model.offered_features
         self.info = EngineInfo(
             name=self.model.name,
             artifact=self.model.artifact,
             template=self.model.template if has_chat else "",
             profile=self.model.profile,
             n_ctx=self.model.n_ctx,
-            features=self.model.features,
+            features=self.model.offered_features,
             n_slots=self.model.n_slots,
+            n_dimensions=self.model.n_dimensions,
         )
-        self._jobs: list[_Job] = []  # in the order in which they came
+        self._jobs: list[Job] = []  # in the order in which they came
         self._given: dict[str, int] = {}  # bucket: what it was given, in prompt tokens
         self._prefixes: list[tuple[bytes, tuple[int, ...]]] = []  # scope, ids; the latest last
         self._up_at = -math.inf
@@ -150,6 +120,7 @@ class FakeEngine:
         and what `faults` says.
         """
         self.requests.append(request)
+        self._check_generates()
         self._check(request)
         await self._wait_for_worker()
         job = self._admit(request)
@@ -173,6 +144,31 @@ class FakeEngine:
             self._jobs.remove(job)
             self._fill_slots()
 
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Vectors of texts, if its model makes them. Raises as `generate`."""
+        self._check_artifact(request.artifact)
+        answer = fake_operations.embed(self.model, request)
+        await self._compute(sum(answer.n_tokens))
+        return answer
+
+    async def count(self, request: CountRequest) -> int:
+        """Tokens of a prompt. Raises as `generate`."""
+        self._check(request)
+        return len(prompt_ids(request.input))
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """How likely its model finds given ids. Raises as `generate`."""
+        self._check_generates()
+        self._check(request)
+        answer = fake_operations.score(self.model, request)
+        await self._compute(answer.n_prompt + len(request.ids))
+        return answer
+
+    async def _compute(self, n_tokens: int) -> None:
+        """Beside what it generates, and as fast as if it were alone."""
+        await self._wait_for_worker()
+        await trio.sleep(n_tokens / self.model.prefill_tps)
+
     def crash(self) -> None:
         """Let the worker die: every answer ends with `WorkerCrashed`, and nothing stays cached."""
         self._n_restarts += 1
@@ -191,7 +187,7 @@ class FakeEngine:
             raise WorkerCrashed(retry_after_s=defaults.RESTART_DELAY_MAX_S)
 
     @staticmethod
-    async def _wait(job: _Job, until: float, look_up_at: float) -> bool:
+    async def _wait(job: Job, until: float, look_up_at: float) -> bool:
         """Is it `until` yet, or did what the job waits for happen? False at `look_up_at`."""
         with trio.move_on_at(look_up_at):
             await job.wake.wait()
@@ -201,11 +197,18 @@ class FakeEngine:
 
     # ------------------------------------------------------------ what comes in
 
-    def _check(self, request: GenerateRequest) -> None:
+    def _check_generates(self) -> None:
+        if self.model.n_dimensions:
+            raise Unsupported("generate")
+
+    def _check_artifact(self, artifact: str) -> None:
         if self.faults.refusal is not None:
             raise self.faults.refusal
-        if request.artifact and request.artifact != self.info.artifact:
+        if artifact and artifact != self.info.artifact:
             raise ModelNotOffered
+
+    def _check(self, request: GenerateRequest | CountRequest | ScoreRequest) -> None:
+        self._check_artifact(request.artifact)
         if isinstance(request.input, ChatInput):
             if not self.info.template:
                 raise Unsupported("chat")
@@ -214,18 +217,18 @@ class FakeEngine:
             has_tools = request.input.tools and request.input.tool_choice is not ToolChoice.NONE
             if has_tools and "tools" not in self.info.features:
                 raise Unsupported("tools")
-        if request.output is not None and "grammar" not in self.info.features:
-            raise Unsupported("grammar")
         try:
             date.fromisoformat(request.as_of)
         except ValueError:
             raise BadFormat("as_of is not a date") from None
+
+    def _admit(self, request: GenerateRequest) -> Job:
+        if request.output is not None and "grammar" not in self.info.features:
+            raise Unsupported("grammar")
         if any(token_id >= self.model.n_tokens for token_id, _ in request.sampling.logit_bias):
             raise InvalidRequest("logit_bias names a token that does not exist.")
-
-    def _admit(self, request: GenerateRequest) -> _Job:
         n_ctx = self.model.n_ctx
-        prompt = prompt_ids(request)
+        prompt = prompt_ids(request.input)
         if not prompt:
             raise InvalidRequest("The prompt is empty.")
         if len(prompt) >= n_ctx:
@@ -243,12 +246,12 @@ class FakeEngine:
             Answer(self.model, request, choice, max_new, ids)
             for choice, ids in (resumed or dict.fromkeys(range(request.n), ())).items()
         ]
-        job = _Job(request, prompt, max_new, answers, trio.current_time())
+        job = Job(request, prompt, max_new, answers, trio.current_time())
         for answer in list(answers):
             job.end_if_over(answer)
         return job
 
-    def _accepted(self, job: _Job) -> Accepted:
+    def _accepted(self, job: Job) -> Accepted:
         return Accepted(
             prompt_digest=prompt_digest(job.prompt),
             n_prompt=len(job.prompt),
@@ -258,6 +261,7 @@ class FakeEngine:
             sampler=_SAMPLER,
             eta_ms=round(self._eta_s(job) * self.faults.eta_factor * 1000),
             position=self._position(job),
+            begun=self.model.begun if isinstance(job.request.input, ChatInput) else "",
         )
 
     # ------------------------------------------------------------ who runs
@@ -273,7 +277,7 @@ class FakeEngine:
             self._charge(job, len(job.prompt) - job.n_cached)
             job.wake.set()
 
-    def _in_order(self) -> list[_Job]:
+    def _in_order(self) -> list[Job]:
         """Those that wait: the bucket that was given least first, each in turn."""
         waiting = [job for job in self._jobs if job.phase is Phase.QUEUED]
         given = dict(self._given)
@@ -285,7 +289,7 @@ class FakeEngine:
             order.append(job)
         return order
 
-    def _charge(self, job: _Job, cost: int) -> None:
+    def _charge(self, job: Job, cost: int) -> None:
         """Accounts are those of buckets with requests; who comes anew is owed nothing."""
         active = {other.request.bucket for other in self._jobs}
         known = {bucket: given for bucket, given in self._given.items() if bucket in active}
@@ -293,10 +297,10 @@ class FakeEngine:
         self._given = {bucket: known.get(bucket, least) for bucket in active}
         self._given[job.request.bucket] += cost
 
-    def _position(self, job: _Job) -> int:
+    def _position(self, job: Job) -> int:
         return self._in_order().index(job) if job.phase is Phase.QUEUED else 0
 
-    def _eta_s(self, job: _Job) -> float:
+    def _eta_s(self, job: Job) -> float:
         """Seconds until its first token, at the most: everybody ahead uses all of its `max_new`."""
         ahead = self._in_order()[: self._position(job)]
         running = [other for other in self._jobs if other.phase is not Phase.QUEUED]
@@ -311,10 +315,10 @@ class FakeEngine:
         wait_s = free_at[0] if job.phase is Phase.QUEUED else 0.0
         return wait_s + n_prompt / self.model.prefill_tps
 
-    def _n_cached(self, job: _Job) -> int:
+    def _n_cached(self, job: Job) -> int:
         """Prompt tokens that need no prefill: a prefix that its own scope computed."""
         found = (
-            _n_common(job.prompt, ids)
+            n_common(job.prompt, ids)
             for scope, ids in self._prefixes
             if scope == job.request.cache_scope
         )
@@ -323,7 +327,7 @@ class FakeEngine:
 
     # ------------------------------------------------------------ one request
 
-    def _work(self, job: _Job) -> Iterator[Event | float]:
+    def _work(self, job: Job) -> Iterator[Event | float]:
         """What is said, and the seconds that pass before what follows."""
         if job.answers:  # what was resumed may have ended already
             if job.phase is Phase.QUEUED:
@@ -333,7 +337,7 @@ class FakeEngine:
             yield from self._decode(job)
         yield self._finished(job)
 
-    def _prefill(self, job: _Job) -> Iterator[float]:
+    def _prefill(self, job: Job) -> Iterator[float]:
         n_prompt = len(job.prompt) - job.n_cached + sum(answer.index for answer in job.answers)
         n_left = n_prompt
         while n_left > 0:
@@ -345,7 +349,7 @@ class FakeEngine:
         self._prefixes.append((job.request.cache_scope, job.prompt))
         del self._prefixes[:-_MAX_PREFIXES]
 
-    def _decode(self, job: _Job) -> Iterator[Event | float]:
+    def _decode(self, job: Job) -> Iterator[Event | float]:
         job.phase = Phase.DECODE
         job.first_token_at = trio.current_time()
         while True:
@@ -357,7 +361,7 @@ class FakeEngine:
             streams = (len(other.answers) for other in self._jobs if other.phase is Phase.DECODE)
             yield self.model.step_s(sum(streams))
 
-    def _next_token(self, job: _Job, answer: Answer) -> Iterator[Event | float]:
+    def _next_token(self, job: Job, answer: Answer) -> Iterator[Event | float]:
         if job.n_new == self.faults.stall_after:
             yield defaults.WORKER_STALL_S
         if job.n_new in (self.faults.stall_after, self.faults.crash_after):
@@ -374,7 +378,7 @@ class FakeEngine:
         job.end_if_over(answer)
 
     @staticmethod
-    def _finished(job: _Job) -> Finished:
+    def _finished(job: Job) -> Finished:
         now = trio.current_time()
         started_at = now if job.started_at is None else job.started_at
         first_token_at = now if job.first_token_at is None else job.first_token_at
@@ -387,11 +391,3 @@ class FakeEngine:
                 decode_ms=round((now - first_token_at) * 1000),
             ),
         )
-
-
-def _n_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Length of the longest common prefix."""
-    for place, (one, other) in enumerate(zip(a, b, strict=False)):
-        if one != other:
-            return place
-    return min(len(a), len(b))

@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenplace.errors import InvalidRequest, ResumeRejected
+from tokenplace.features import Feature
 from tokenplace.generation import (
     ChatInput,
     EogStop,
     GenerateRequest,
     GrammarStop,
+    IdsInput,
+    Input,
     LengthStop,
     Logprob,
     Stop,
@@ -41,6 +44,7 @@ class FakeModel:
     stream alone. stream_cost: how much longer a step takes for each further stream; 0.5 is what a
     CPU does, near 0 a GPU.
     n_answer: tokens that an answer has by itself, at least and at most; whole words are made of it.
+    n_dimensions: of its vectors, if it makes them instead of generating. begun: see `Accepted`.
     """
 
     name: str = "fake-model"
@@ -56,6 +60,13 @@ class FakeModel:
     stream_cost: float = 0.5
     n_answer: tuple[int, int] = (16, 64)
     words: tuple[str, ...] = WORDS
+    n_dimensions: int = 0
+    begun: str = ""
+
+    @property
+    def offered_features(self) -> tuple[str, ...]:
+        """What its engine says that it can do."""
+        return (Feature.EMBEDDINGS,) if self.n_dimensions else self.features
 
     @property
     def eog_id(self) -> int:
@@ -103,7 +114,7 @@ class Answer:
         self._max_new = max_new
         # Without temperature nothing is drawn, so neither seed nor choice matters.
         drawn = request.seed + bytes([choice]) if request.sampling.temperature > 0 else b""
-        self._key = hashlib.sha256(prompt_digest(prompt_ids(request)) + drawn).digest()
+        self._key = hashlib.sha256(prompt_digest(prompt_ids(request.input)) + drawn).digest()
         self._json = _json_text(model, self._key) if request.output else b""
         self._stops = tuple(stop.encode() for stop in request.stop)
         self._tail = b""
@@ -128,6 +139,11 @@ class Answer:
         logprob = self._logprob(token_id)
         self._accept(token_id)
         return token_id, self._model.piece(token_id), logprob
+
+    def drawn_at(self, index: int) -> int:
+        """The id that stands at this place, its end included, if all before it are its own."""
+        is_over = not self._request.ignore_eog and index >= self._natural_length
+        return self._model.eog_id if is_over else self._id_at(index)
 
     @property
     def _natural_length(self) -> int:
@@ -163,10 +179,15 @@ class Answer:
         return Logprob(math.log(own), tuple(top))
 
 
-def prompt_ids(request: GenerateRequest) -> tuple[int, ...]:
-    """The prompt's tokens. Raises `InvalidRequest` for text that is none."""
+def prompt_ids(asked: Input) -> tuple[int, ...]:
+    """The prompt's tokens; any of 32 bits is one. Raises `InvalidRequest` for text that is none."""
+    return asked.ids if isinstance(asked, IdsInput) else text_ids(_prompt_text(asked))
+
+
+def text_ids(text: str) -> tuple[int, ...]:
+    """A text's tokens. Raises `InvalidRequest` for one that is not valid Unicode."""
     try:
-        data = _prompt_text(request).encode()
+        data = text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("The text is not valid Unicode.", param="messages") from None
     starts = range(0, len(data), _PROMPT_TOKEN_BYTES)
@@ -180,8 +201,16 @@ def prompt_digest(ids: Sequence[int]) -> bytes:
     return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).digest()
 
 
-def _prompt_text(request: GenerateRequest) -> str:
-    match request.input:
+def n_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the longest common prefix."""
+    for place, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return place
+    return min(len(a), len(b))
+
+
+def _prompt_text(asked: TextInput | ChatInput) -> str:
+    match asked:
         case TextInput(prompt):
             return prompt
         case ChatInput(messages, tools):

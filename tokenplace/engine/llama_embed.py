@@ -60,6 +60,7 @@ class LlamaEmbedder:
         except NoRoom as error:
             raise LoadError(str(error)) from None
         self.n_ctx = size.n_ctx
+        self.n_tokens = model.vocabulary.n_tokens
         params = context_params(load)
         # A text is computed as a whole: its first tokens look at its last ones. A batch that is no
         # multiple of the texts in it would abort the process.

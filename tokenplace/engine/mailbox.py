@@ -260,8 +260,8 @@ def _choices(asked: Request) -> dict[int, _Choice]:
 
 def _n_parts_wanted(asked: Request) -> int:
     match asked:
-        case Embed(texts=texts):
-            return len(texts)
+        case Embed(inputs=inputs):
+            return len(inputs)
         case Score(ids=ids):
             return len(ids)
         case _:

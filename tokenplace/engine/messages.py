@@ -43,9 +43,10 @@ class Load:
 class Submit:
     """Generate.
 
-    `segments` are (text, may contain control tokens); `sampling` has the fields of `SamplingParams`
-    in order; `stop` is in UTF-8; `grammar` is llguidance's, empty for none; `resume` has (choice,
-    ids), and then only these choices are wanted; the rest as `GenerateRequest`.
+    `segments` are (text, may contain control tokens), and empty where `prompt_ids` are given
+    instead; `sampling` has the fields of `SamplingParams` in order; `stop` is in UTF-8; `grammar`
+    is llguidance's, empty for none; `resume` has (choice, ids), and then only these choices are
+    wanted; the rest as `GenerateRequest`.
     """
 
     request: int
@@ -62,6 +63,7 @@ class Submit:
     grammar: str
     resume: tuple[tuple[int, tuple[int, ...]], ...]
     prompt_digest: bytes
+    prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +79,24 @@ class Embed:
 
     request: int
     bucket: str
-    texts: tuple[str, ...]
+    inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Tokenise, and no more; `segments` as in `Submit`."""
+    """Tokenise, and no more; `segments` and `prompt_ids` as in `Submit`."""
 
     request: int
     segments: tuple[tuple[str, bool], ...]
+    prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """Say how likely `ids` are after the prompt: `ScoreRequest`.
 
-    `segments` and `sampling` as in `Submit`; an empty `sampling` draws nothing.
+    `segments`, `prompt_ids` and `sampling` as in `Submit`; an empty `sampling` draws nothing.
     """
 
     request: int
@@ -104,6 +107,7 @@ class Score:
     sampling: tuple[Any, ...]
     seed: bytes
     choice: int
+    prompt_ids: tuple[int, ...] = ()
 
 
 ToWorker = Load | Submit | Cancel | Embed | Count | Score

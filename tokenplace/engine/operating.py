@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import astuple
 
 from tokenplace import defaults
-from tokenplace.engine.guard import Segment
 from tokenplace.engine.messages import Count, Counted, Embed, Embedded, Refused, Score, Scored
+from tokenplace.engine.prompt import Prompt
 from tokenplace.engine.supervisor import Supervisor
 from tokenplace.errors import (
     DONOR_ERRORS,
@@ -22,31 +22,30 @@ from tokenplace.operations import Embeddings, EmbedRequest, ScoreRequest, Scores
 
 
 async def embed(supervisor: Supervisor, request: EmbedRequest) -> Embeddings:
-    """Vectors of texts that are valid Unicode. Raises as `Engine.embed`."""
-    n_texts = len(request.texts)
+    """Vectors of ids, and of texts that are valid Unicode. Raises as `Engine.embed`."""
+    n_texts = len(request.inputs)
     if not 1 <= n_texts <= defaults.MAX_EMBED_INPUTS:  # the worker says so too, but reads all first
         raise InvalidRequest(
             f"{n_texts} texts; 1 to {defaults.MAX_EMBED_INPUTS} are taken.", param="input"
         )
-    parts = await _ask(supervisor, Embed(0, request.bucket, request.texts, request.dimensions))
+    parts = await _ask(supervisor, Embed(0, request.bucket, request.inputs, request.dimensions))
     vectors = [vector for part in parts if isinstance(part, Embedded) for vector in part.vectors]
     n_tokens = [n for part in parts if isinstance(part, Embedded) for n in part.n_tokens]
     return Embeddings(tuple(vectors), tuple(n_tokens))
 
 
-async def count(supervisor: Supervisor, segments: tuple[Segment, ...]) -> int:
+async def count(supervisor: Supervisor, prompt: Prompt) -> int:
     """Tokens of a prompt. Raises as `Engine.count`."""
-    n_bytes = sum(len(text.encode()) for text, _ in segments)
-    if n_bytes > defaults.MAX_COUNT_BYTES:
-        raise RequestTooBig(f"{n_bytes} bytes; {defaults.MAX_COUNT_BYTES} are counted at most.")
-    (counted,) = await _ask(supervisor, Count(0, segments))
+    if prompt.n_bytes > defaults.MAX_COUNT_BYTES:
+        raise RequestTooBig(
+            f"{prompt.n_bytes} bytes; {defaults.MAX_COUNT_BYTES} are counted at most."
+        )
+    (counted,) = await _ask(supervisor, Count(0, prompt.segments, prompt.ids))
     assert isinstance(counted, Counted), "the only answer to `Count`"
     return counted.n_tokens
 
 
-async def score(
-    supervisor: Supervisor, request: ScoreRequest, segments: tuple[Segment, ...]
-) -> Scores:
+async def score(supervisor: Supervisor, request: ScoreRequest, prompt: Prompt) -> Scores:
     """Scores of given ids after a prompt. Raises as `Engine.score`."""
     if not 1 <= len(request.ids) <= defaults.MAX_NEW_TOKENS:
         raise InvalidRequest(
@@ -58,12 +57,13 @@ async def score(
         Score(
             request=0,
             bucket=request.bucket,
-            segments=segments,
+            segments=prompt.segments,
             ids=request.ids,
             cache_scope=request.cache_scope,
             sampling=astuple(replay.sampling) if replay is not None else (),
             seed=replay.seed if replay is not None else b"",
             choice=replay.choice if replay is not None else 0,
+            prompt_ids=prompt.ids,
         ),
     )
     scored = [part for part in parts if isinstance(part, Scored)]

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final, NoReturn
 
@@ -30,6 +31,7 @@ from tokenplace.engine.chat_values import BadValue, to_messages, to_tools
 from tokenplace.engine.confine import ParentGone, confine, enter_child
 from tokenplace.engine.guard import Guard, Segment, any_of
 from tokenplace.engine.limits import allow_cpu, limit_process
+from tokenplace.engine.worded_tools import Place, in_words
 
 # jinja2 and Python import these when they first need them, for an error, a word in quotes, a
 # filter; then this process may open no file any more.
@@ -105,16 +107,32 @@ _PROBES: Final = (
 )
 
 
-def shows_tools(render: Render) -> bool:
-    """Does this template show a model its tools? Tried out, since nothing else says so."""
+def place_of_tools(render: Render) -> Place:
+    """Where this template shows a model its tools. Tried out, since nothing else says so."""
     tools = to_tools([(_PROBE, "", "")], Guard(any_of(())))
-    for messages in _PROBES:
-        try:
-            if _PROBE in render(messages, tools, "2000-01-01"):
-                return True
-        except Exception:  # a template can make Python raise anything; it may take the next one
-            continue
-    return False
+    for place in (Place.TEMPLATE, Place.SYSTEM, Place.USER):
+        for messages in _PROBES:
+            try:
+                if _PROBE in render_at(place, render, messages, tools, False, "2000-01-01"):
+                    return place
+            except Exception:  # a template can make Python raise anything; it may take the next one
+                continue
+    return Place.NOWHERE
+
+
+def render_at(
+    place: Place,
+    render: Render,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    may_call_several: bool,
+    as_of: str,
+) -> str:
+    """Render with the tools in this place. A template that shows none finds no calls either."""
+    if place.is_worded:
+        messages = in_words(messages, tools, place, may_call_several=may_call_several)
+        tools = []
+    return render(messages, tools or None, as_of)
 
 
 def describe(error: Exception, source: str) -> str:
@@ -138,20 +156,37 @@ Answer = tuple[list[Segment], str, str]
 """The prompt; or why there is none, and the request's field at fault ("": none, the template)."""
 
 
+@dataclass(frozen=True)
+class Template:
+    """What is known of the one that this process renders. control: what is to be hidden from it."""
+
+    source: str
+    render: Render
+    place: Place
+    control: re.Pattern[str]
+
+
 def answer(
-    render: Render, source: str, control: re.Pattern[str], messages: Any, tools: Any, as_of: str
+    template: Template, messages: Any, tools: Any, may_call_several: bool, as_of: str
 ) -> Answer:
     """Render what `template.py` sends."""
-    guard = Guard(control)
+    guard = Guard(template.control)
     try:
-        text = render(to_messages(messages, guard), to_tools(tools, guard) or None, as_of)
+        text = render_at(
+            template.place,
+            template.render,
+            to_messages(messages, guard),
+            to_tools(tools, guard),
+            may_call_several,
+            as_of,
+        )
         if len(text.encode()) > defaults.MAX_RENDERED_BYTES:
             return [], "The rendered prompt is too large.", ""
         return guard.split(text), "", ""
     except BadValue as error:
         return [], str(error), error.param
     except Exception as error:  # a template can make Python raise anything: this is the seam
-        return [], describe(error, source), ""
+        return [], describe(error, template.source), ""
 
 
 def main() -> None:
@@ -168,13 +203,14 @@ def main() -> None:
         control = any_of(control_texts)
     except Exception as error:  # jinja2 and Python's compiler raise anything over a stranger's text
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        pipe.send([(f"{type(error).__name__}{line}", False)])
+        pipe.send([(f"{type(error).__name__}{line}", str(Place.NOWHERE))])
         return
-    pipe.send([("", shows_tools(render))])
+    template = Template(source, render, place_of_tools(render), control)
+    pipe.send([("", str(template.place))])
     while True:
-        messages, tools, as_of = pipe.receive()
+        question = pipe.receive()
         allow_cpu(defaults.RENDER_TIMEOUT_S)
-        pipe.send([answer(render, source, control, messages, tools, as_of)])
+        pipe.send([answer(template, *question)])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from tokenplace.engine.sequence import (
     Sequence,
     Vocabulary,
     prompt_digest,
-    tokenise_prompt,
+    prompt_ids,
 )
 from tokenplace.engine.sizing import ContextSize
 from tokenplace.engine.slots import SlotTable
@@ -160,7 +160,7 @@ class Runner:
         self._note((count.request,))
         n_ctx = defaults.MAX_N_CTX // defaults.MAX_PROMPT_BYTES_PER_TOKEN
         try:
-            ids = tokenise_prompt(count.segments, self._vocabulary, n_ctx)
+            ids = prompt_ids(count, self._vocabulary, n_ctx)
         except BadPrompt as bad:
             return [bad.refusal(count.request)]
         return [Counted(count.request, len(ids))]

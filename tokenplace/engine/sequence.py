@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenplace import defaults
 from tokenplace.engine.choice_sampler import Matcher
 from tokenplace.engine.guard import Segment
-from tokenplace.engine.messages import Refused
+from tokenplace.engine.messages import Count, Refused, Score, Submit
 from tokenplace.errors import ErrorCode
 
 Ids = NDArray[np.int32]
@@ -184,8 +184,36 @@ class BadPrompt(Exception):
         return Refused(request, self.code, self.detail, self.numbers)
 
 
+def prompt_ids(asked: Submit | Count | Score, vocabulary: Vocabulary, n_ctx: int) -> Ids:
+    """The prompt's ids, before any decoding: those that were given, or its text's. Raises
+    `BadPrompt`.
+    """
+    if not asked.prompt_ids:
+        return tokenise_prompt(asked.segments, vocabulary, n_ctx)
+    if len(asked.prompt_ids) >= n_ctx:
+        raise _too_long(len(asked.prompt_ids), n_ctx)
+    return given_ids(asked.prompt_ids, vocabulary.n_tokens, "prompt_ids")
+
+
+def given_ids(ids: tuple[int, ...], n_tokens: int, what: str) -> Ids:
+    """Ids that an app gave, in a vocabulary of so many tokens. what: their name in the error's
+    text. Raises `BadPrompt`.
+    """
+    if not are_known(ids, n_tokens):
+        raise BadPrompt(
+            ErrorCode.INVALID_REQUEST,
+            f"{what}: it names a token that does not exist; there are {n_tokens}.",
+        )
+    return np.array(ids, np.int32)
+
+
+def are_known(ids: Iterable[int], n_tokens: int) -> bool:
+    """Does a vocabulary of so many tokens have all of these?"""
+    return all(0 <= token_id < n_tokens for token_id in ids)
+
+
 def tokenise_prompt(segments: Iterable[Segment], vocabulary: Vocabulary, n_ctx: int) -> Ids:
-    """The prompt's ids, before any decoding. Raises `BadPrompt`."""
+    """The ids of a prompt's text. Raises `BadPrompt`."""
     segments = tuple(segments)
     n_bytes = sum(len(text.encode()) for text, _ in segments)
     if n_bytes > n_ctx * defaults.MAX_PROMPT_BYTES_PER_TOKEN:

@@ -16,6 +16,8 @@ from tokenplace.engine.frames import BadFrame
 from tokenplace.engine.guard import Segment
 from tokenplace.engine.helper import Helper
 from tokenplace.engine.process import ChildDied
+from tokenplace.engine.tools import ToolFormat, tool_format
+from tokenplace.engine.worded_tools import Place
 from tokenplace.errors import ConfigError, InvalidRequest, TemplateFailed
 from tokenplace.generation import ChatInput, ToolChoice
 
@@ -32,14 +34,20 @@ class TemplateRenderer:
     """One template, rendered by one child process that is replaced when it dies. Close it."""
 
     def __init__(self, template: str, bos: str, eos: str, control_texts: Sequence[str]) -> None:
+        self._template = template
         compiled = (template, bos, eos, tuple(control_texts))
         self._helper = Helper(_MODULE, compiled, defaults.RENDER_TIMEOUT_S)
-        self._has_tools = False
+        self._place = Place.NOWHERE
 
     @property
     def has_tools(self) -> bool:
-        """Does the template show the model its tools? Known after `start`."""
-        return self._has_tools
+        """Can the model be shown its tools? Known after `start`."""
+        return self._place is not Place.NOWHERE
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes calls. Known after `start`."""
+        return ToolFormat.JSON if self._place.is_worded else tool_format(self._template)
 
     async def start(self) -> None:
         """Compile the template now, so that a broken one is found early.
@@ -47,7 +55,8 @@ class TemplateRenderer:
         Raises `ConfigError` with the reason.
         """
         try:
-            reason, self._has_tools = await self._helper.start()
+            reason, place = await self._helper.start()
+            self._place = Place(place)
         except ChildDied:
             reason = "the template needs too much time or memory"
         if reason:
@@ -91,4 +100,5 @@ def _question(chat: ChatInput, as_of: str) -> object:
         for message in chat.messages
     ]
     shown = () if chat.tool_choice == ToolChoice.NONE else chat.tools
-    return messages, [(tool.name, tool.description, tool.parameters) for tool in shown], as_of
+    tools = [(tool.name, tool.description, tool.parameters) for tool in shown]
+    return messages, tools, chat.parallel_tool_calls, as_of

@@ -18,7 +18,7 @@ from tokenplace.dht.donors import DirectoryCache, DonorRecord
 from tokenplace.dht.finder import Finder, open_finder
 from tokenplace.dht.kad import Kad, open_kad
 from tokenplace.dht.known_peers import KnownPeers, open_remembering
-from tokenplace.generation import Generator
+from tokenplace.operations import Answerer
 from tokenplace.peer.background import open_background
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import Identity
@@ -40,8 +40,8 @@ class Asking:
     joiner: Joiner
     network: str
 
-    def open_donor(self, record: DonorRecord) -> Generator:
-        """A generator that reaches the donor of `record` with one sealed exchange a request."""
+    def open_donor(self, record: DonorRecord) -> Answerer:
+        """What reaches the donor of `record` with one sealed exchange a request."""
 
         async def open_stream() -> PeerStream:
             return await self.host.open_stream(record.peer_id, GENERATE_PROTOCOL, record.addrs)

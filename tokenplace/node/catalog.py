@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tokenplace.api_shim.catalog import ModelCard
-from tokenplace.models.names import ModelNames
-from tokenplace.models.syntax import AUTO
+from tokenplace.errors import ModelNotFound
+from tokenplace.features import Feature
+from tokenplace.models.names import DEFAULT_ALIASES, EMBEDDING_ALIASES, ModelNames
+from tokenplace.models.syntax import AUTO, PIN_HEX_DIGITS
 from tokenplace.router.policy import rank_of
 
 if TYPE_CHECKING:  # adverts import libp2p, which is loaded later
     from tokenplace.peer.adverts import OfferedModel
-
-PIN_HEX_DIGITS = 12
 
 
 class NetworkCatalog:
@@ -35,20 +35,38 @@ class NetworkCatalog:
         self._created = created
 
     async def list_models(self) -> Sequence[ModelCard]:
-        """Known names first, then what only donors name, pinned; then the aliases, if anything can
-        answer them.
+        """Known names first, then what only donors name, pinned; then the aliases that something
+        can answer.
         """
-        names = self._names()
-        shown = dict.fromkeys(names_of(self._offered_now(), names))
-        known = [model.name for model in names.known if model.name in shown]
-        if known:
-            shown |= dict.fromkeys([AUTO, *names.aliases])
-        return [ModelCard(id=name, created=self._created) for name in shown]
+        names, offered = self._names(), list(self._offered_now())
+        shown = [*dict.fromkeys(names_of(offered, names)), *answered_aliases(offered, names)]
+        return [self._card(name, names) for name in shown]
 
     async def get_model(self, name: str) -> ModelCard:
         """The card of any name that a request could use. Raises `ModelNotFound`."""
-        self._names().resolve(name)
-        return ModelCard(id=name, created=self._created)
+        names = self._names()
+        names.resolve(name)
+        return self._card(name, names)
+
+    def _card(self, name: str, names: ModelNames) -> ModelCard:
+        return ModelCard(name, self._created, root=names.aliases.get(name, ""))
+
+
+def answered_aliases(offered: Iterable[OfferedModel], names: ModelNames) -> Iterator[str]:
+    """`auto` and the aliases, as far as an offered model answers them; a built-in one only if the
+    model is of its kind.
+    """
+    offers = list(offered)
+    for alias in (AUTO, *names.aliases):
+        try:
+            wanted = names.resolve(alias)
+        except ModelNotFound:
+            continue  # what the user let it stand for is not known any more
+        kinds = [Feature.EMBEDDINGS in o.features for o in offers if rank_of(o, wanted) is not None]
+        if any(
+            kind == (alias in EMBEDDING_ALIASES) or alias not in DEFAULT_ALIASES for kind in kinds
+        ):
+            yield alias
 
 
 def names_of(offered: Iterable[OfferedModel], names: ModelNames) -> Iterator[str]:

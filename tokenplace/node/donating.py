@@ -8,7 +8,7 @@ stop the peer: its reason is in the status.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ import trio
 
 from tokenplace.engine.engine import EngineSpec, open_engine
 from tokenplace.errors import ConfigError, TokenplaceError
-from tokenplace.generation import Event, GenerateRequest, Generator
+from tokenplace.generation import Event, GenerateRequest
 from tokenplace.models.store import ModelStore
 from tokenplace.node.donation import Donation, DonationState
 from tokenplace.node.loading import Loader, OpenEngine
 from tokenplace.node.memory import Need, machine_bytes, need_of, share_memory
+from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreRequest, Scores
 from tokenplace.peer.adverts import DonorState, Load, OfferedModel
 from tokenplace.router.routes import OwnModel
 from tokenplace.settings import Settings
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DonatedModel:
-    """A donated model as a `Generator`, whether it is in memory now or has to be loaded first."""
+    """A donated model as an `Answerer`, whether it is in memory now or has to be loaded first."""
 
     donation: Donation
     loader: Loader
@@ -52,6 +53,21 @@ class DonatedModel:
         ):
             yield events
 
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See `Operator`. Waits and raises as `generate`; so do `count` and `score`."""
+        async with self.loader.lease(self.donation) as engine:
+            return await engine.embed(request)
+
+    async def count(self, request: CountRequest) -> int:
+        """See `Operator`."""
+        async with self.loader.lease(self.donation) as engine:
+            return await engine.count(request)
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """See `Operator`."""
+        async with self.loader.lease(self.donation) as engine:
+            return await engine.score(request)
+
 
 @dataclass
 class Donations:
@@ -67,8 +83,8 @@ class Donations:
         """What is offered now, for the advert."""
         return [offered for d in self.all if (offered := d.offered)]
 
-    def generators(self) -> Mapping[str, Generator]:
-        """Models by artifact, for the donor's side of the exchange."""
+    def models(self) -> Mapping[str, DonatedModel]:
+        """What is offered now, by artifact, for the donor's side of the exchange."""
         return {
             offered.artifact: model
             for model in self._models
@@ -78,7 +94,7 @@ class Donations:
     def own_models(self) -> Sequence[OwnModel]:
         """The same, for this peer's own router."""
         return [
-            OwnModel(offered, model, load.n_ahead)
+            OwnModel(offered, model, load.n_ahead, load.prefill_tps, load.decode_tps)
             for model in self._models
             if (offered := model.donation.offered) and (load := model.donation.load)
         ]
@@ -91,8 +107,8 @@ class Donations:
         return Load(
             state=DonorState.FINISHING if self.is_finishing else DonorState.ACCEPTING,
             queue=max((one.n_ahead for one in loads), default=0),
-            prefill_tps=min((one.prefill_tps for one in loads), default=0.0),
-            decode_tps=min((one.decode_tps for one in loads), default=0.0),
+            prefill_tps=_slowest(one.prefill_tps for one in loads),
+            decode_tps=_slowest(one.decode_tps for one in loads),
         )
 
     async def run(self, settings: Settings, store: ModelStore) -> None:
@@ -126,11 +142,6 @@ class Donations:
         try:
             path = store.locate(donation.what)
             donation.facts = await store.facts(path)
-            if donation.facts.pooling:
-                raise ConfigError(
-                    f"{path}: it makes vectors of texts, and nobody can ask a donor for those yet.",
-                    hint="Donate a model that generates text.",
-                )
         except TokenplaceError as error:
             self._refuse(donation, error)
             return None
@@ -180,6 +191,11 @@ def _too_large(need: Need, budget_bytes: int) -> ConfigError:
         f"{_gb(need.least_kv_bytes)}), and the donated models may take {_gb(budget_bytes)}.",
         hint="Allow more with --memory, or ask for less with --ctx or --kv-type.",
     )
+
+
+def _slowest(speeds: Iterable[float]) -> float:
+    """Of those known: a model made for embeddings generates nothing, and has no speed of it."""
+    return min((speed for speed in speeds if speed), default=0.0)
 
 
 def _gb(n_bytes: int) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 import trio
-import trio.abc
 
+from tokenplace import defaults
 from tokenplace.engine.engine import EngineInfo, EngineLoad
-from tokenplace.generation import Event, GenerateRequest
 from tokenplace.models.gguf_info import GgufFacts
 from tokenplace.node.memory import Share
+from tokenplace.operations import Answerer
 from tokenplace.peer.adverts import OfferedModel
 
 
-class LoadedEngine(Protocol):
+class LoadedEngine(Answerer, Protocol):
     """What is needed of `engine.Engine`."""
 
     @property
@@ -27,11 +26,6 @@ class LoadedEngine(Protocol):
     @property
     def load(self) -> EngineLoad:
         """How busy it is, and how fast."""
-
-    def generate(
-        self, request: GenerateRequest
-    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Event]]:
-        """See `generation.Generator`."""
 
 
 class DonationState(StrEnum):
@@ -96,6 +90,7 @@ class Donation:
             profile=info.profile,
             n_ctx=info.n_ctx,
             features=info.features,
+            quant=self.facts.quantization[: defaults.MAX_QUANT_CHARS] if self.facts else "",
         )
 
     @property
@@ -113,7 +108,7 @@ class Donation:
         return self.engine is not None and not self.n_users and not self.n_waiting
 
     def arrive(self, engine: LoadedEngine) -> None:
-        """It is loaded, and has generated."""
+        """It is loaded, and has generated or embedded."""
         self.engine, self.info = engine, engine.info
         self.state, self.reason, self.n_failures = DonationState.OFFERED, "", 0
 

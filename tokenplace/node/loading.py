@@ -153,9 +153,12 @@ class Loader:
         is_news = donation.info is None
         donation.arrive(engine)
         if is_news:
+            n_dimensions = engine.info.n_dimensions
+            speed = engine.load.prefill_tps if n_dimensions else engine.load.decode_tps
+            vectors = f"vectors of {n_dimensions} numbers, " if n_dimensions else ""
             self._say(
-                f"donating {engine.info.name}: context {engine.info.n_ctx}, "
-                f"{engine.load.decode_tps:.0f} tokens/s on {spec.n_threads} "
+                f"donating {engine.info.name}: context {engine.info.n_ctx}, {vectors}"
+                f"{speed:.0f} tokens/s on {spec.n_threads} "
                 f"thread{'' if spec.n_threads == 1 else 's'}"
             )
         self._stir()

@@ -25,6 +25,7 @@ from tokenplace.node.donation import Donation, DonationState
 from tokenplace.node.node import LateRoutes, Node
 from tokenplace.node.proving import ReachPolicy
 from tokenplace.node.serving import open_serving
+from tokenplace.node.trust_file import TrustFile
 from tokenplace.peer.identity import Identity, load_or_create_identity, throwaway_identity
 from tokenplace.router.routes import NetworkRoutes
 from tokenplace.settings import Settings
@@ -80,6 +81,7 @@ async def open_network(
             donations.own_models,
             node.asking.finder,
             node.asking.open_donor,
+            trust=TrustFile(settings.home).read,
             why_nobody=lambda: why_nobody(node),
             now=time.time,
         )

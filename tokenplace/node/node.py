@@ -20,14 +20,17 @@ import trio
 
 from tokenplace import __version__
 from tokenplace.api_shim.app import create_app
-from tokenplace.api_shim.server import serve_api, serve_unix
+from tokenplace.api_shim.server import serve_unix
 from tokenplace.errors import SearchIncomplete, TokenplaceError
 from tokenplace.models.names import ModelNames
 from tokenplace.models.table import TableFile
 from tokenplace.node.catalog import NetworkCatalog
 from tokenplace.node.control import create_control_app
+from tokenplace.node.doors import access_of, open_doors
 from tokenplace.node.home import open_home
 from tokenplace.node.status import status_of
+from tokenplace.node.trust_file import TrustFile
+from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.router import Attempt, Route, Router, Routes
 from tokenplace.router.stoppable import Stoppable
@@ -110,13 +113,13 @@ class LateRoutes:
         self._routes = routes
         self._are_there.set()
 
-    async def find(self, model: str) -> Sequence[Route]:
+    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
         """See `router.Routes`."""
         with trio.move_on_after(START_WAIT_S):
             await self._are_there.wait()
         if self._routes is None:
             raise SearchIncomplete("This peer is still starting.", retry_after_s=START_WAIT_S)
-        return await self._routes.find(model)
+        return await self._routes.find(model, demand)
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
         """See `router.Routes`."""
@@ -136,7 +139,8 @@ async def open_node(settings: Settings, say: Callable[[str], None]) -> AsyncIter
     async with AsyncExitStack() as stack:
         stack.enter_context(open_home(settings.home, settings.control_socket))
         table = TableFile(settings.home)
-        table.read()  # a damaged table is said now, not at the first request
+        table.read()  # a damaged file is said now, not at the first request
+        TrustFile(settings.home).read()
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         routes = await _open_api(node, table, nursery, say)
@@ -161,17 +165,21 @@ async def _open_api(
     routes = LateRoutes()
     if not node.settings.has_api:
         return routes
-    node.router = Router(routes, wall_clock=time.time, dice=random.Random())
+    node.router = router = Router(routes, wall_clock=time.time, dice=random.Random())
     catalog = NetworkCatalog(
         lambda: ModelNames(table.read()),
         lambda: node.routes.offered_now() if node.routes else (),
         created=int(node.started_at),
     )
     node.apps = Stoppable(node.router)
-    app = create_app(node.apps, catalog)
-    port = await nursery.start(partial(serve_api, app, port=node.settings.api_port))
-    node.api_url = f"http://127.0.0.1:{port}/v1"
-    say(f"API: {node.api_url}")
+    app = create_app(
+        node.apps,
+        catalog,
+        embedder=node.apps,
+        attempts=lambda: router.outcomes,
+        access=access_of(node.settings),
+    )
+    node.api_url = await open_doors(app, node.settings, nursery, say)
     return routes
 
 

@@ -91,7 +91,7 @@ async def open_serving(
             donor_id=identity.peer_id_bytes,
             key_ring=key_ring,
             epochs=epochs,
-            generators=donations.generators,
+            models=donations.models,
             admission=Admission(),
             signed_keys=announcer.signed_keys,
             signed_live=announcer.signed_live,

@@ -9,6 +9,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from tokenplace.engine.confine import PROTECTIONS
+from tokenplace.errors import ConfigError
+from tokenplace.node.trust_file import TrustFile
+from tokenplace.router.trust import ToolsFrom
 
 if TYPE_CHECKING:
     from tokenplace.dht.bootstrap import Joiner
@@ -35,7 +38,7 @@ def status_of(node: Node, now: float) -> dict[str, Any]:
         "peer_id": serving.host.peer_id if serving else None,
         "addresses": serving.host.addrs() if serving else [],
         "reachability": _reachability(node),
-        "api": {"url": node.api_url} if node.api_url else None,
+        "api": _api(node) if node.api_url else None,
         "join": _join(node.joiner),
         "connections": [dataclasses.asdict(connection) for connection in connections],
         "routing_table": {"n_peers": half.kad.n_peers() if half else 0},
@@ -44,6 +47,7 @@ def status_of(node: Node, now: float) -> dict[str, Any]:
         "models": [_model(donation) for donation in node.donations],
         "donors": [_donor(known) for known in (finding.finder.status() if finding else ())],
         "requests": [dataclasses.asdict(attempt) for attempt in node.attempts],
+        "trust": _trust(TrustFile(node.settings.home)),
     }
 
 
@@ -100,6 +104,12 @@ def _exchanges(serving: Serving | None) -> dict[str, int]:
     }
 
 
+def _api(node: Node) -> dict[str, Any]:
+    """Where the local API is, and which file has the keys that it asks for."""
+    key_file = node.settings.api_key_file
+    return {"url": node.api_url, "key_file": str(key_file) if key_file else None}
+
+
 def _model(donation: Donation) -> dict[str, Any]:
     info, load, facts, share = donation.info, donation.load, donation.facts, donation.share
     is_restarting = load is not None and load.state == "restarting"
@@ -122,6 +132,15 @@ def _model(donation: Donation) -> dict[str, Any]:
         "restarts": load.restarts if load else 0,
         "unconfined": [p for p in PROTECTIONS if load and p not in load.confinement],
     }
+
+
+def _trust(file: TrustFile) -> dict[str, Any]:
+    """Whose tool calls are taken. `problem`: why the file says nothing; then nobody's are."""
+    try:
+        trust = file.read()
+    except ConfigError as error:
+        return {"tools_from": ToolsFrom.TRUSTED, "peers": {}, "problem": str(error)}
+    return {"tools_from": trust.tools_from, "peers": dict(trust.peers), "problem": ""}
 
 
 def _donor(known: DonorStatus) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class OfferedModel:
 
     artifact: sha256 in hex. template: sha256 in hex, empty if the model has no chat template.
     profile: what else changes the output, e.g. llama.cpp's build. n_ctx: tokens. features: e.g.
-    "chat".
+    "chat". quant: as in a GGUF's name, e.g. "Q4_K_M"; empty if the donor does not say.
     """
 
     name: str
@@ -93,6 +93,7 @@ class OfferedModel:
     profile: str
     n_ctx: int
     features: tuple[str, ...] = ()
+    quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def sign_offer(
             "profile": model.profile,
             "n_ctx": model.n_ctx,
             "features": list(model.features),
+            **({"quant": model.quant} if model.quant else {}),
         }
         for model in models
     ]
@@ -385,6 +387,7 @@ def _read_model(fields: Fields) -> OfferedModel:
         profile=fields.text("profile", defaults.MAX_PROFILE_CHARS),
         n_ctx=fields.integer("n_ctx", defaults.MAX_N_CTX),
         features=fields.texts("features", defaults.MAX_FEATURES, defaults.MAX_FEATURE_CHARS),
+        quant=fields.optional_text("quant", defaults.MAX_QUANT_CHARS),
     )
     if not is_model_name(model.name):
         raise fields.fault("name")

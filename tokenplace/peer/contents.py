@@ -36,16 +36,28 @@ class Contents:
             self._next_index = dict.fromkeys(range(request.n), 0)
         self._n_bytes = 0
 
-    def accept(self, accepted: Accepted) -> None:
-        """`accepted` has come. Raises `PromptMismatch` if what is to be resumed began otherwise."""
+    def take(self, frame: object) -> None:
+        """`accepted`, tokens, or the end have come. Raises `PromptMismatch`, too, if what is to be
+        resumed began otherwise.
+        """
+        match frame:
+            case Tokens():
+                self._add(frame)
+            case Accepted():
+                self._accept(frame)
+            case Finished():
+                self._finish(frame)
+            case _:
+                raise RemoteProtocolError("an answer that is no tokens")
+
+    def _accept(self, accepted: Accepted) -> None:
         if self._prompt_digest not in (None, accepted.prompt_digest):
             raise PromptMismatch
         if not 1 <= accepted.max_new <= self._max_new:
             raise RemoteProtocolError("it promises more tokens than were asked for")
         self._max_new = accepted.max_new
 
-    def add(self, tokens: Tokens) -> None:
-        """More tokens of one choice."""
+    def _add(self, tokens: Tokens) -> None:
         index = self._next_index.get(tokens.choice)
         if index is None:
             raise RemoteProtocolError("tokens of a choice that was not asked for")
@@ -72,8 +84,7 @@ class Contents:
             if not all(map(is_logprob, (each.logprob, *(top.logprob for top in each.top)))):
                 raise RemoteProtocolError("a log-probability that is none")
 
-    def finish(self, finished: Finished) -> None:
-        """The end has come."""
+    def _finish(self, finished: Finished) -> None:
         if sorted(end.choice for end in finished.choices) != sorted(self._next_index):
             raise RemoteProtocolError("it finished other choices than were asked for")
         is_by_form = any(isinstance(end.stop, GrammarStop) for end in finished.choices)

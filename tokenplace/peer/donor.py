@@ -14,8 +14,6 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
 
 import trio
 
@@ -31,31 +29,19 @@ from tokenplace.errors import (
     RequestTooBig,
     TokenplaceError,
 )
-from tokenplace.generation import (
-    Accepted,
-    Alive,
-    Event,
-    GenerateRequest,
-    Generator,
-    Phase,
-    Tokens,
-)
+from tokenplace.operations import Answerer, Request
 from tokenplace.peer import grease
 from tokenplace.peer.admission import Admission, Place
 from tokenplace.peer.exchange import DONOR, Exchange, Input, Limit, State
 from tokenplace.peer.frames import Frame
 from tokenplace.peer.outbox import Outbox
+from tokenplace.peer.refusal import REFUSALS, Refusal, encode_refusal
+from tokenplace.peer.request_map import RequestMap, decode_request
 from tokenplace.peer.running import Running
+from tokenplace.peer.statistics import Statistics
 from tokenplace.peer.streams import STREAM_GONE, PeerStream, receive_exactly
-from tokenplace.peer.wire import (
-    FRAME_LENGTH,
-    REFUSALS,
-    Refusal,
-    RequestMap,
-    decode_request,
-    encode_refusal,
-    to_generate_request,
-)
+from tokenplace.peer.wire import FRAME_LENGTH, to_request
+from tokenplace.peer.work import work
 from tokenplace.sealing.answer import AnswerSealer
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
@@ -63,37 +49,9 @@ from tokenplace.sealing.request import open_request
 
 log = logging.getLogger(__name__)
 
-_WORKING: Final = frozenset({Phase.PREFILL, Phase.DECODE})
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Counts since the start, for people to see.
-
-    n_served: answers given whole. n_failed: requests refused, or ended by an error frame.
-    n_cancelled: requesters that left before, or did not read. n_answering: running or queued now.
-    n_tokens: taken from engines for requesters.
-    """
-
-    n_served: int = 0
-    n_failed: int = 0
-    n_cancelled: int = 0
-    n_answering: int = 0
-    n_tokens: int = 0
-
-    def count(self, end: State) -> None:
-        """One exchange is over."""
-        match end:
-            case State.FINISHED:
-                self.n_served += 1
-            case State.FAILED:
-                self.n_failed += 1
-            case _:
-                self.n_cancelled += 1
-
 
 class Donor:
-    """Answers sealed requests with this peer's generators."""
+    """Answers sealed requests with this peer's models."""
 
     def __init__(
         self,
@@ -102,14 +60,14 @@ class Donor:
         donor_id: bytes,
         key_ring: KeyRing,
         epochs: Epochs,
-        generators: Callable[[], Mapping[str, Generator]],
+        models: Callable[[], Mapping[str, Answerer]],
         admission: Admission,
         signed_keys: Callable[[], bytes],
         signed_live: Callable[[], bytes],
         clock: Callable[[], float],
     ) -> None:
         """
-        donor_id: this peer's raw peer id bytes. generators: by artifact, as offered at the moment.
+        donor_id: this peer's raw peer id bytes. models: by artifact, as offered at the moment.
         signed_keys, signed_live: the current envelopes, for those whose own are out of date.
         clock: seconds, steady; the same that `key_ring` and `epochs` are asked with elsewhere.
         """
@@ -118,7 +76,7 @@ class Donor:
         self._donor_id = donor_id
         self._key_ring = key_ring
         self._epochs = epochs
-        self._generators = generators
+        self._models = models
         self._admission = admission
         self._signed_keys = signed_keys
         self._signed_live = signed_live
@@ -132,7 +90,7 @@ class Donor:
         await self._running.finish()
 
     async def handle(self, stream: PeerStream) -> None:
-        """Serve one inbound stream; raises nothing, whatever requester and generator do."""
+        """Serve one inbound stream; raises nothing, whatever requester and model do."""
         exchange = Exchange(DONOR, trio.current_time())
         try:
             await self._admit(stream, exchange)
@@ -216,20 +174,20 @@ class Donor:
             nursery.start_soon(answer.watch, watching, nursery.cancel_scope)
             nursery.start_soon(self._generate, answer, place, opened)
             if await answer.write():
-                watching.cancel()  # and the generator may come to its own end
+                watching.cancel()  # and the model may come to its own end
             else:
                 nursery.cancel_scope.cancel()
 
     async def _generate(self, answer: _Answer, place: Place, opened: RequestMap) -> None:
-        """Run the generator into the answer. Every way it can fail becomes an error frame."""
+        """Let the model work into the answer. Every way it can fail becomes an error frame."""
         error: TokenplaceError = DonorInternalError("the answer has no end")
         what: Input | Limit = Input.ERROR
         try:
-            request = to_generate_request(opened, place.bucket)
+            request = to_request(opened, place.bucket)
             answer.exchange.expect(request)
-            generator = self._find_generator(request)
+            model = self._find_model(request)
             with answer.generating:
-                await _pump(generator, request, answer, place, self.statistics)
+                await work(model, request, answer.put, place, self.statistics)
             if answer.generating.cancelled_caught:
                 error = DonorFinishing()
                 if trio.current_time() >= answer.generating.deadline:
@@ -245,11 +203,11 @@ class Donor:
             _log_failure(failure)
         answer.fail(error, what)
 
-    def _find_generator(self, request: GenerateRequest) -> Generator:
+    def _find_model(self, request: Request) -> Answerer:
         if self._running.is_finishing:
             raise DonorFinishing
         try:
-            return self._generators()[request.artifact]
+            return self._models()[request.artifact]
         except KeyError:
             raise ModelNotOffered from None
 
@@ -272,7 +230,7 @@ async def _receive_request(stream: PeerStream, place: Place) -> bytes:
 class _Answer:
     """What the tasks of one exchange share: frames go in, and leave sealed when they are due.
 
-    generating: the generator runs in it; cancelled when it has to end.
+    generating: the model works in it; cancelled when it has to end.
     """
 
     def __init__(self, stream: PeerStream, exchange: Exchange, sealer: AnswerSealer) -> None:
@@ -283,10 +241,10 @@ class _Answer:
         self._outbox = Outbox(trio.current_time())
         self._is_due_earlier = trio.Event()
 
-    def put(self, event: Event) -> None:
+    def put(self, frame: Frame) -> None:
         """Never waits: what a requester does not read is bounded by `WRITE_TIMEOUT_S`."""
-        self.exchange.take(event, trio.current_time())
-        self._post(event)
+        self.exchange.take(frame, trio.current_time())
+        self._post(frame)
 
     def fail(self, error: TokenplaceError, what: Input | Limit) -> None:
         """End with an error because of `what`, unless the answer has its end already."""
@@ -330,29 +288,6 @@ class _Answer:
             self._is_due_earlier = trio.Event()
             with trio.move_on_at(self._outbox.due_at):
                 await self._is_due_earlier.wait()
-
-
-async def _pump(
-    generator: Generator,
-    request: GenerateRequest,
-    answer: _Answer,
-    place: Place,
-    statistics: Statistics,
-) -> None:
-    async with generator.generate(request) as events:
-        async for event in events:
-            answer.put(event)
-            if _is_work(event):
-                place.run()
-            if isinstance(event, Tokens):
-                statistics.n_tokens += len(event.ids)
-
-
-def _is_work(event: Event) -> bool:
-    """Does this event show that the engine has begun?"""
-    if isinstance(event, Alive):
-        return event.phase in _WORKING
-    return not isinstance(event, Accepted)
 
 
 async def _send(stream: PeerStream, exchange: Exchange, data: bytes, *, is_end: bool) -> bool:

@@ -1,9 +1,9 @@
 """One exchange as a table, for both roles. Start at `REQUESTER` and `DONOR`, then `Exchange`.
 
 Pure: `now` is an argument, in seconds of any steady clock. What frames hold is checked by
-`contents.py`. `requester.py` and `donor.py` tell an
-`Exchange` whatever happens, wait no longer than it says, and count by the state it ends in. The
-diagrams of docs/protocol.md, section 5, are drawn from the tables.
+`contents.py` and `whole.py`. `requester.py` and `donor.py` tell an `Exchange` whatever happens,
+wait no longer than it says, and count by the state it ends in. The diagrams of docs/protocol.md,
+section 5, are drawn from the tables.
 
 Differs from most state machines: deadlines are inputs. Those that run in a state are those that its
 row has an answer to.
@@ -18,8 +18,10 @@ from typing import Final
 from tokenplace import defaults
 from tokenplace.errors import RemoteProtocolError, TokenplaceError
 from tokenplace.generation import Accepted, Alive, Finished, GenerateRequest, Phase, Tokens
+from tokenplace.operations import Reply, Request
 from tokenplace.peer.contents import Contents
 from tokenplace.peer.frames import Frame
+from tokenplace.peer.whole import Answered, Part, Taken, WholeContents
 
 
 class State(StrEnum):
@@ -37,7 +39,8 @@ class State(StrEnum):
     ASKED = "asked"  # the request was sent, or opened; nobody has said yes or no
     ACCEPTED = "accepted"  # no token yet, or requeued since the last one
     ANSWERING = "answering"
-    ENDING = "ending"  # `finished` was said; the final chunk is not over
+    WORKING = "working"  # on an answer that comes whole
+    ENDING = "ending"  # `finished` or `answered` was said; the final chunk is not over
     FAILING = "failing"  # the same with `error`
 
     FINISHED = "finished"
@@ -62,6 +65,9 @@ class Input(StrEnum):
     REQUEUED = "requeued"  # `alive` with this phase
     TOKENS = "tokens"
     FINISHED = "finished"
+    TAKEN = "taken"
+    PART = "part"
+    ANSWERED = "answered"
     ERROR = "error"
     CHUNK = "chunk over"  # received, and not the final one
     END = "end"  # the final chunk was received or sent whole, or a refusal sent
@@ -81,6 +87,7 @@ class Limit(StrEnum):
     ACCEPT = "yes or no late"
     FIRST_TOKEN = "first token late"
     PROGRESS = "next token late"
+    WORK = "answer or next part late"
     WRITE = "reading late"
     WHOLE = "answer too long"
 
@@ -100,6 +107,8 @@ class Limit(StrEnum):
                 return defaults.FIRST_TOKEN_ETA_FACTOR * eta_s + defaults.FIRST_TOKEN_GRACE_S
             case Limit.PROGRESS:
                 return defaults.PROGRESS_TIMEOUT_S
+            case Limit.WORK:
+                return defaults.MAX_WAIT_S
             case Limit.WRITE:
                 return defaults.WRITE_TIMEOUT_S
             case Limit.WHOLE:
@@ -124,6 +133,12 @@ _IN_ANSWERING: Final[Row] = {
     Input.FINISHED: State.ENDING,
     Input.ERROR: State.FAILING,
 }
+_IN_WORKING: Final[Row] = {
+    Input.ALIVE: State.WORKING,
+    Input.PART: State.WORKING,
+    Input.ANSWERED: State.ENDING,
+    Input.ERROR: State.FAILING,
+}
 
 _OPENING: Final[Row] = {
     Input.UNSENDABLE: State.FAILED,
@@ -142,6 +157,7 @@ _LISTENING: Final[Row] = {
 _ASKED: Final[Row] = {
     Input.REFUSED: State.FAILED,
     Input.ACCEPTED: State.ACCEPTED,
+    Input.TAKEN: State.WORKING,
     Input.ERROR: State.FAILING,
     **_LISTENING,
     Limit.ACCEPT: State.LOST,
@@ -171,6 +187,12 @@ REQUESTER: Final[Table] = {
         **_LISTENING,
         Limit.PROGRESS: State.LOST,
     },
+    State.WORKING: {
+        Input.CHUNK: State.WORKING,
+        **_IN_WORKING,
+        **_LISTENING,
+        Limit.WORK: State.LOST,
+    },
     State.ENDING: {Input.END: State.FINISHED, **_CLOSING},
     State.FAILING: {Input.END: State.FAILED, **_CLOSING},
 }
@@ -196,12 +218,14 @@ DONOR: Final[Table] = {
     State.REFUSING: {Input.END: State.FAILED, **_SENDING},
     State.ASKED: {
         Input.ACCEPTED: State.ACCEPTED,
+        Input.TAKEN: State.WORKING,
         Input.ERROR: State.FAILING,
         Limit.WHOLE: State.FAILING,
         **_SERVING,
     },
     State.ACCEPTED: {**_IN_ACCEPTED, Limit.WHOLE: State.FAILING, **_SERVING},
     State.ANSWERING: {**_IN_ANSWERING, Limit.WHOLE: State.FAILING, **_SERVING},
+    State.WORKING: {**_IN_WORKING, Limit.WHOLE: State.FAILING, **_SERVING},
     State.ENDING: {Input.END: State.FINISHED, **_SERVING},
     State.FAILING: {Input.END: State.FAILED, **_SERVING},
 }
@@ -212,6 +236,9 @@ FRAMES: Final[Mapping[type[Frame], Input]] = {
     Alive: Input.ALIVE,
     Tokens: Input.TOKENS,
     Finished: Input.FINISHED,
+    Taken: Input.TAKEN,
+    Part: Input.PART,
+    Answered: Input.ANSWERED,
 }
 # What a donor, or an engine, says. Where the table has no answer to it, the protocol is broken;
 # where it has none to anything else, our own program is wrong.
@@ -219,6 +246,7 @@ _SAID: Final = frozenset(
     {*FRAMES.values(), Input.REQUEUED, Input.ERROR, Input.CHUNK, Input.END}
     | {Input.OUTDATED, Input.REFUSED}
 )
+_ENDS_OF_ANSWERS: Final = frozenset({State.ENDING, State.FAILING})
 # They prove life, no progress: a state's own limit runs on.
 _HEARTBEATS: Final = frozenset({Input.ALIVE, Input.CHUNK})
 
@@ -231,7 +259,7 @@ class Exchange:
         self.state = next(iter(table))
         self._table = table
         self._moved_at = self._asked_at = self._touched_at = self._progressed_at = now
-        self._contents: Contents | None = None  # once it is known what was asked
+        self._contents: Contents | WholeContents | None = None  # once it is known what was asked
         self._eta_ms = 0
 
     @property
@@ -267,9 +295,17 @@ class Exchange:
 
     # ------------------------------------------------------------ frames
 
-    def expect(self, request: GenerateRequest) -> None:
+    def expect(self, request: Request) -> None:
         """What was asked. Before that no frame but an error can be taken."""
-        self._contents = Contents(request)
+        if isinstance(request, GenerateRequest):
+            self._contents = Contents(request)
+        else:
+            self._contents = WholeContents(request)
+
+    @property
+    def reply(self) -> Reply | None:
+        """The answer, if it is one that comes whole and has come."""
+        return self._contents.reply if isinstance(self._contents, WholeContents) else None
 
     def take_chunk(self, frames: Sequence[Frame], now: float, *, is_final: bool) -> None:
         """A chunk has come. The answer's end is the last frame of the final chunk and stands
@@ -281,26 +317,19 @@ class Exchange:
 
     def take(self, frame: Frame, now: float) -> None:
         """A frame has come, or is about to be sent. Raises `RemoteProtocolError` for one that must
-        not come now, and what `Contents` raises for one that does not fit the request.
+        not come now, and what `Contents` or `WholeContents` raises for one that does not fit the
+        request.
         """
         if self.is_ended:
             return
         what = input_of(frame)
         self._next(what)
-        if isinstance(frame, (Accepted, Tokens, Finished)):
-            self._check(frame)
+        if not isinstance(frame, (Alive, TokenplaceError)):
+            assert self._contents is not None, "an answer before it is known what was asked"
+            self._contents.take(frame)
+        if isinstance(frame, Accepted):
+            self._eta_ms = frame.eta_ms
         self.on(what, now)
-
-    def _check(self, frame: Accepted | Tokens | Finished) -> None:
-        assert self._contents is not None, "an answer before it is known what was asked"
-        match frame:
-            case Tokens():
-                self._contents.add(frame)
-            case Accepted():
-                self._contents.accept(frame)
-                self._eta_ms = frame.eta_ms
-            case Finished():
-                self._contents.finish(frame)
 
     # ------------------------------------------------------------ deadlines
 
@@ -321,6 +350,8 @@ class Exchange:
         due_at = start + limit.seconds(self._eta_ms)
         if limit is Limit.FIRST_TOKEN:
             due_at = min(due_at, self._progressed_at + defaults.MAX_WAIT_S)
+        if limit is Limit.WRITE and self.state in _ENDS_OF_ANSWERS:
+            due_at = min(due_at, self._moved_at + defaults.ENDING_TIMEOUT_S)
         return due_at
 
     def next_limit(self) -> Limit:

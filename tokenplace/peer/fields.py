@@ -51,6 +51,10 @@ class Fields:
         """Printable text, maybe empty."""
         return self._as_text(name, self.values.get(name), max_chars)
 
+    def optional_text(self, name: str, max_chars: int) -> str:
+        """The same; empty where the field is not there."""
+        return self.text(name, max_chars) if name in self.values else ""
+
     def texts(self, name: str, most: int, max_chars: int) -> tuple[str, ...]:
         """A list of at most `most` texts."""
         return tuple(self._as_text(name, item, max_chars) for item in self._items(name, most))

@@ -1,7 +1,8 @@
 """The frames of a sealed answer (docs/protocol.md, section 5). Start at `encode_frame` and
 `decode_frames`.
 
-Pure: a frame is an event of `generation.py`, or the error that ended the answer, as a msgpack map.
+Pure: a frame is an event of `generation.py`, a piece of an answer that comes whole (`whole.py`), or
+the error that ended the answer, as a msgpack map.
 What order they may come in is `exchange.py`'s business. Nothing a donor sends is trusted: types,
 ranges and sizes are checked here.
 """
@@ -9,7 +10,6 @@ ranges and sizes are checked here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import msgpack
@@ -24,6 +24,7 @@ from tokenplace.errors import (
 )
 from tokenplace.generation import (
     PROMPT_DIGEST_BYTES,
+    THINK_TAGS,
     Accepted,
     Alive,
     ChoiceEnd,
@@ -41,16 +42,17 @@ from tokenplace.generation import (
     TopToken,
     Usage,
 )
-from tokenplace.peer.wire import packed, retry_after_s
+from tokenplace.peer.frame_fields import FrameFields, as_bytes, u32
+from tokenplace.peer.refusal import packed, retry_after_s
+from tokenplace.peer.whole import WHOLE_READERS, Answered, Part, Taken, WholeFrame, whole_fields
 
-_MAX_U32: Final = (1 << 32) - 1
 _MAX_SAMPLER_CHARS: Final = 32
 _MAX_PARAM_CHARS: Final = 64
 _MAX_NUMBERS: Final = 8
 _MAX_NUMBER: Final = 1 << 53  # what every language's numbers hold exactly
 _LOWEST: Final = -(2 - 2**-23) * 2.0**127  # of the numbers that are float32
 
-Frame = Event | TokenplaceError
+Frame = Event | WholeFrame | TokenplaceError
 """An error frame is the error itself, ready to be raised."""
 
 
@@ -99,8 +101,12 @@ def encode_frame(frame: Frame) -> bytes:
                 "eta_ms": frame.eta_ms,
                 "position": frame.position,
             }
+            if frame.begun:
+                fields["begun"] = frame.begun
         case Finished():
             fields = _finished_fields(frame)
+        case Taken() | Part() | Answered():
+            fields = whole_fields(frame)
         case _:
             fields = _error_fields(frame)
     return packed(fields)
@@ -182,51 +188,11 @@ def decode_frames(data: bytes) -> list[Frame]:
             fields = unpacker.unpack()
             read = _READERS.get(fields["f"])
             if read is not None:
-                frames.append(read(_Fields(fields)))
+                frames.append(read(FrameFields(fields)))
     # msgpack's own errors are these too; what is not a map has no "f", or no keys at all.
     except (ValueError, TypeError, LookupError, msgpack.UnpackException):
         raise RemoteProtocolError("a malformed frame") from None
     return frames
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """A map's values by key and expected type. Raises `ValueError` or `LookupError`."""
-
-    values: Any
-
-    def integer(self, name: str) -> int:
-        return _u32(self.values[name])
-
-    def text(self, name: str, max_chars: int) -> str:
-        value = self.values[name]
-        if type(value) is not str or len(value) > max_chars:
-            raise ValueError(name)
-        return value
-
-    def items(self, name: str) -> list[Any]:
-        value = self.values[name]
-        if type(value) is not list:
-            raise ValueError(name)
-        return value
-
-    def map(self, name: str) -> _Fields:
-        value = self.values[name]
-        if type(value) is not dict:
-            raise ValueError(name)
-        return _Fields(value)
-
-
-def _u32(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_U32:
-        raise ValueError("not an unsigned integer of 32 bits")
-    return value
-
-
-def _bytes(value: Any) -> bytes:
-    if type(value) is not bytes:
-        raise ValueError("not bytes")
-    return value
 
 
 def _logprob(value: Any) -> float:
@@ -235,8 +201,8 @@ def _logprob(value: Any) -> float:
     return float(value)
 
 
-def _read_accepted(fields: _Fields) -> Accepted:
-    digest = _bytes(fields.values["prompt_digest"])
+def _read_accepted(fields: FrameFields) -> Accepted:
+    digest = fields.data("prompt_digest")
     if len(digest) != PROMPT_DIGEST_BYTES:
         raise ValueError("prompt_digest")
     return Accepted(
@@ -248,10 +214,21 @@ def _read_accepted(fields: _Fields) -> Accepted:
         sampler=fields.text("sampler", _MAX_SAMPLER_CHARS),
         eta_ms=fields.integer("eta_ms"),
         position=fields.integer("position"),
+        begun=_read_begun(fields),
     )
 
 
-def _read_alive(fields: _Fields) -> Alive:
+def _read_begun(fields: FrameFields) -> str:
+    """Only what is known means something: it stands in an answer, and what it opens may be hidden
+    from the user.
+    """
+    if "begun" not in fields.values:
+        return ""
+    begun = fields.text("begun", defaults.MAX_BEGUN_CHARS)
+    return begun if begun in THINK_TAGS else ""
+
+
+def _read_alive(fields: FrameFields) -> Alive:
     progress = fields.values["progress"]
     if type(progress) not in (int, float) or not 0 <= progress <= 1:
         raise ValueError("progress")
@@ -259,20 +236,20 @@ def _read_alive(fields: _Fields) -> Alive:
     return Alive(phase, float(progress), fields.integer("position"))
 
 
-def _read_tokens(fields: _Fields) -> Tokens:
+def _read_tokens(fields: FrameFields) -> Tokens:
     ids, pieces = fields.items("ids"), fields.items("bytes")
     if not ids or len(ids) != len(pieces):
         raise ValueError("ids and bytes")
     return Tokens(
         choice=fields.integer("choice"),
         index=fields.integer("index"),
-        ids=tuple(map(_u32, ids)),
-        pieces=tuple(map(_bytes, pieces)),
+        ids=tuple(map(u32, ids)),
+        pieces=tuple(map(as_bytes, pieces)),
         logprobs=_read_logprobs(fields, len(ids)) if "logprobs" in fields.values else (),
     )
 
 
-def _read_logprobs(fields: _Fields, n_ids: int) -> tuple[Logprob, ...]:
+def _read_logprobs(fields: FrameFields, n_ids: int) -> tuple[Logprob, ...]:
     entries = fields.items("logprobs")
     if len(entries) != n_ids:
         raise ValueError("logprobs")
@@ -290,15 +267,15 @@ def _read_logprob(entry: Any) -> Logprob:
 def _read_top_token(entry: Any) -> TopToken:
     match entry:
         case [token_id, piece, logprob]:
-            return TopToken(_u32(token_id), _bytes(piece), _logprob(logprob))
+            return TopToken(u32(token_id), as_bytes(piece), _logprob(logprob))
         case _:
             raise ValueError("logprobs")
 
 
-def _read_finished(fields: _Fields) -> Finished:
+def _read_finished(fields: FrameFields) -> Finished:
     usage, timings = fields.map("usage"), fields.map("timings")
     return Finished(
-        choices=tuple(_read_choice_end(_Fields(end)) for end in fields.items("choices")),
+        choices=tuple(_read_choice_end(FrameFields(end)) for end in fields.items("choices")),
         usage=Usage(
             usage.integer("n_prompt"), usage.integer("n_cached"), usage.integer("n_completion")
         ),
@@ -308,7 +285,7 @@ def _read_finished(fields: _Fields) -> Finished:
     )
 
 
-def _read_choice_end(fields: _Fields) -> ChoiceEnd:
+def _read_choice_end(fields: FrameFields) -> ChoiceEnd:
     stop = fields.map("stop")
     match stop.values["kind"]:
         case "eog":
@@ -324,7 +301,7 @@ def _read_choice_end(fields: _Fields) -> ChoiceEnd:
             raise ValueError("stop")
 
 
-def _read_error(fields: _Fields) -> TokenplaceError:
+def _read_error(fields: FrameFields) -> TokenplaceError:
     """The class of a known code says itself whether another donor could do better; for an unknown
     code the frame does.
     """
@@ -360,10 +337,11 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-_READERS: Final[dict[object, Callable[[_Fields], Frame]]] = {
+_READERS: Final[dict[object, Callable[[FrameFields], Frame]]] = {
     "accepted": _read_accepted,
     "alive": _read_alive,
     "tokens": _read_tokens,
     "finished": _read_finished,
     "error": _read_error,
+    **WHOLE_READERS,
 }

@@ -6,15 +6,18 @@ read. What nobody asks for is never looked at, so unknown fields are ignored.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeGuard
 
 from tokenplace import defaults
 from tokenplace.errors import InvalidRequest
 
+_ID_BYTES: Final = 4
 _STRING: Final = re.compile(rb'"[^"]*"?')
 _BRACKETS: Final = bytes.maketrans(b"[]{}", b"()()")
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
@@ -150,3 +153,26 @@ def is_text(value: object) -> TypeGuard[str]:
     except UnicodeEncodeError:
         return False
     return True
+
+
+# ---------------------------------------------------------------- token ids
+
+
+def ids_text(values: Sequence[int], param: str) -> str:
+    """Token ids as they cross: base64 of a little-endian u32 each."""
+    try:
+        return base64.b64encode(struct.pack(f"<{len(values)}I", *values)).decode()
+    except struct.error:
+        raise InvalidRequest(f"{param}: a token id has at most 32 bits", param=param) from None
+
+
+def ids(value: object, most: int, *, param: str) -> tuple[int, ...]:
+    """1 to `most` token ids. Each list of them has one spelling."""
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        data = b""
+    n_ids = len(data) // _ID_BYTES
+    if len(data) % _ID_BYTES or not 1 <= n_ids <= most or base64.b64encode(data).decode() != value:
+        raise InvalidRequest(f"{param} must be base64 of 1 to {most} token ids", param=param)
+    return struct.unpack(f"<{n_ids}I", data)

@@ -8,6 +8,7 @@ of the CPU, and hides when each was made. What does not fit one chunk leaves in 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -15,6 +16,7 @@ from tokenplace import defaults
 from tokenplace.errors import DonorInternalError
 from tokenplace.generation import Accepted, Alive, Logprob, Phase, Tokens
 from tokenplace.peer.frames import Frame, encode_frame
+from tokenplace.peer.whole import Part, Taken
 from tokenplace.sealing.answer import MAX_FRAMES_BYTES
 
 _TOKENS_BYTES: Final = MAX_FRAMES_BYTES - defaults.CHUNK_RESERVE_BYTES
@@ -81,8 +83,9 @@ class Outbox:
     def __init__(self, now: float) -> None:
         self.due_at = now + defaults.HEARTBEAT_S
         """When the next chunk should leave: `take` it then."""
-        self._accepted = b""
-        self._is_accepted = False
+        self._first = b""  # `accepted` or `taken`
+        self._is_first_said = False
+        self._parts: deque[bytes] = deque()
         self._status = Alive(Phase.QUEUED, 0.0, 0)
         self._is_status_due = False
         self._max_new = 1
@@ -108,15 +111,23 @@ class Outbox:
                     self._is_status_due = True
                     self.due_at = now
             case Accepted():
-                self._accepted = encode_frame(frame)
-                self._is_accepted = True
+                self._put_first(frame, now)
                 self._max_new = frame.max_new
                 phase = Phase.QUEUED if frame.position else Phase.PREFILL
                 self._status = Alive(phase, 0.0, frame.position)
+            case Taken():
+                self._put_first(frame, now)
+            case Part():
+                self._parts.append(encode_frame(frame))
                 self.due_at = now
-            case _:  # Finished or an error
+            case _:  # Finished, Answered or an error
                 self._end = encode_frame(frame)
                 self.due_at = now
+
+    def _put_first(self, frame: Accepted | Taken, now: float) -> None:
+        self._first = encode_frame(frame)
+        self._is_first_said = True
+        self.due_at = now
 
     def _put_tokens(self, tokens: Tokens, now: float) -> None:
         sizes = _sizes(tokens)
@@ -138,10 +149,13 @@ class Outbox:
         """The frames of one chunk, and whether it is the final one; with nothing to say, a
         heartbeat.
 
-        Before `accepted` a heartbeat is a chunk without frames, since `accepted` must be the first.
+        Before `accepted` or `taken` a heartbeat is a chunk without frames, since these must be the
+        first.
         """
-        parts = [self._accepted]
-        self._accepted = b""
+        parts = [self._first]
+        self._first = b""
+        if self._parts:
+            return self._take_parts(parts, now)
         if self._pending:
             parts += self._take_tokens()
             self._tokens_left_at = now
@@ -151,12 +165,25 @@ class Outbox:
         if self._end is not None:
             parts.append(self._end)
             return b"".join(parts), True
-        if self._is_status_due or (self._is_accepted and not any(parts)):
+        if self._is_status_due or (self._is_first_said and not any(parts)):
             parts.append(encode_frame(self._status))
             if self._is_status_due:
                 self._is_status_due = False
                 self._status = replace(self._status, phase=Phase.QUEUED)  # it was requeued once
         return b"".join(parts), False
+
+    def _take_parts(self, frames: list[bytes], now: float) -> tuple[bytes, bool]:
+        """Parts of an answer that comes whole, and its end, as many as have room."""
+        room = MAX_FRAMES_BYTES - sum(map(len, frames))
+        while self._parts and len(self._parts[0]) <= room:
+            frames.append(self._parts.popleft())
+            room -= len(frames[-1])
+        is_final = not self._parts and self._end is not None and len(self._end) <= room
+        if is_final and self._end is not None:
+            frames.append(self._end)
+        is_more = bool(self._parts) or (self._end is not None and not is_final)
+        self.due_at = now if is_more else now + defaults.HEARTBEAT_S
+        return b"".join(frames), is_final
 
     def _take_tokens(self) -> list[bytes]:
         """A frame for each choice, until the chunk is full."""

@@ -1,4 +1,4 @@
-"""The requester's side of an exchange: a donor somewhere else, seen as a `Generator`. Start at
+"""The requester's side of an exchange: a donor somewhere else, seen as an `Answerer`. Start at
 `RemoteDonor`.
 
 Order and deadlines are `exchange.REQUESTER`'s. One task reads, checks and buffers, so that the
@@ -34,11 +34,23 @@ from tokenplace.errors import (
     UnknownKey,
 )
 from tokenplace.generation import Accepted, Alive, Event, GenerateRequest
+from tokenplace.operations import (
+    CountRequest,
+    Embeddings,
+    EmbedRequest,
+    Question,
+    Reply,
+    Request,
+    ScoreRequest,
+    Scores,
+)
 from tokenplace.peer import grease
 from tokenplace.peer.exchange import REQUESTER, Exchange, Input, Limit, State
 from tokenplace.peer.frames import Frame, decode_frames
+from tokenplace.peer.refusal import Refusal, decode_refusal
 from tokenplace.peer.streams import STREAM_GONE, OpenStream, PeerStream
-from tokenplace.peer.wire import FRAME_LENGTH, Refusal, decode_refusal, encode_request
+from tokenplace.peer.whole import Answered, Part, Taken
+from tokenplace.peer.wire import FRAME_LENGTH, encode_request
 from tokenplace.sealing.answer import AnswerOpener, Chunk, RefusalBytes, ReplySecrets
 from tokenplace.sealing.request import request_digest, seal_request
 from tokenplace.sealing.suites import PublicKey
@@ -57,7 +69,7 @@ Renew = Callable[[bytes | None, bytes | None], Awaitable[SealTarget | None]]
 
 
 class RemoteDonor:
-    """A `Generator` at the other end of a stream."""
+    """An `Answerer` at the other end of a stream."""
 
     def __init__(
         self,
@@ -85,11 +97,41 @@ class RemoteDonor:
         `ConnectFailed`, `ConnectionLost`, `DonorSilent`, `DeadlineExceeded`,
         `RemoteProtocolError` or, when resuming, `PromptMismatch`, after all that came before it.
         """
+        async with self._asking(request, Exchange(REQUESTER, trio.current_time())) as inbox:
+            yield inbox
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See `Operator`. Raises as `generate`, but `PromptMismatch`; so do `count` and `score`."""
+        reply = await self._answer_to(request)
+        assert isinstance(reply, Embeddings), "the exchange has checked it"
+        return dataclasses.replace(reply, donor=self._peer_id)
+
+    async def count(self, request: CountRequest) -> int:
+        """See `Operator`."""
+        reply = await self._answer_to(request)
+        assert isinstance(reply, int), "the exchange has checked it"
+        return reply
+
+    async def score(self, request: ScoreRequest) -> Scores:
+        """See `Operator`."""
+        reply = await self._answer_to(request)
+        assert isinstance(reply, Scores), "the exchange has checked it"
+        return reply
+
+    async def _answer_to(self, question: Question) -> Reply | None:
+        exchange = Exchange(REQUESTER, trio.current_time())
+        async with self._asking(question, exchange) as inbox:
+            async for _ in inbox:  # signs of life; the exchange puts the answer together
+                pass
+        return exchange.reply
+
+    @asynccontextmanager
+    async def _asking(self, request: Request, exchange: Exchange) -> AsyncIterator[Inbox]:
         inbox = Inbox()
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask, request, inbox, nursery)
+                nursery.start_soon(self._ask, request, exchange, inbox, nursery)
                 try:
                     yield inbox
                 # Raised again below: out of the nursery it would come wrapped in a group.
@@ -101,8 +143,9 @@ class RemoteDonor:
             if failure is not None:
                 raise failure
 
-    async def _ask(self, request: GenerateRequest, inbox: Inbox, nursery: trio.Nursery) -> None:
-        exchange = Exchange(REQUESTER, trio.current_time())
+    async def _ask(
+        self, request: Request, exchange: Exchange, inbox: Inbox, nursery: trio.Nursery
+    ) -> None:
         exchange.expect(request)
         try:
             refusal = await self._attempt(request, exchange, inbox, nursery)
@@ -132,7 +175,7 @@ class RemoteDonor:
         exchange.on(what, trio.current_time())
 
     async def _attempt(
-        self, request: GenerateRequest, exchange: Exchange, inbox: Inbox, nursery: trio.Nursery
+        self, request: Request, exchange: Exchange, inbox: Inbox, nursery: trio.Nursery
     ) -> Refusal | None:
         """One sealed request on a new stream, and its answer. None when the answer was whole."""
         try:
@@ -156,7 +199,7 @@ class RemoteDonor:
             exchange.on(_input_of(error), trio.current_time())
             raise
 
-    def _seal(self, request: GenerateRequest, reply: ReplySecrets) -> bytes:
+    def _seal(self, request: Request, reply: ReplySecrets) -> bytes:
         payload = encode_request(
             request, self._target.epoch, reply.resp_secret, reply.key.public, grease.DICE
         )
@@ -220,14 +263,18 @@ class _Answer:
         frames = decode_frames(chunk.frames)
         self._exchange.take_chunk(frames, now, is_final=chunk.is_final)
         for frame in frames:
-            inbox.put(self._event(frame))
+            self._hand_on(frame, inbox)
 
-    def _event(self, frame: Frame) -> Event:
-        if isinstance(frame, TokenplaceError):
-            raise frame
-        if isinstance(frame, Accepted):
-            return dataclasses.replace(frame, donor=self._donor)
-        return frame
+    def _hand_on(self, frame: Frame, inbox: Inbox) -> None:
+        match frame:
+            case TokenplaceError():
+                raise frame
+            case Accepted():
+                inbox.put(dataclasses.replace(frame, donor=self._donor))
+            case Taken() | Part() | Answered():
+                pass  # the exchange has taken it in
+            case _:
+                inbox.put(frame)
 
 
 async def _receive(stream: PeerStream) -> bytes:

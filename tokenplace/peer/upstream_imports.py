@@ -4,7 +4,7 @@ Start at `mend_import`. Mended against libp2p 0.8.1, each with a test
 (tests/peer/test_upstream_imports.py):
 
 - **imports** `__init__.py`, `host/basic_host.py` AutoTLS, mDNS, UPnP and the metrics exporter are
-  loaded by every peer, without being used.
+  loaded by every peer, without being used (the exporter's library is: `api_shim/exposition.py`).
 - **root logger** `network/connection/swarm_connection.py:92` logs through the root logger's
   functions, which install a handler there and so print our messages a second time.
 
@@ -31,7 +31,7 @@ from typing import Any, Final
 from tokenplace.errors import ConfigError
 
 LIBP2P_VERSION: Final = "0.8.1"
-UNUSED_PACKAGES: Final = ("httpx", "miniupnpc", "prometheus_client", "requests", "zeroconf")
+UNUSED_PACKAGES: Final = ("httpx", "miniupnpc", "requests", "zeroconf")
 
 
 def mend_import() -> None:

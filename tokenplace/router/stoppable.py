@@ -53,27 +53,26 @@ class Stoppable:
         """See `Operator`."""
         with self._stoppable():
             return await self._answerer.embed(request)
-        raise PeerStopping
 
     async def count(self, request: CountRequest) -> int:
         """See `Operator`."""
         with self._stoppable():
             return await self._answerer.count(request)
-        raise PeerStopping
 
     async def score(self, request: ScoreRequest) -> Scores:
         """See `Operator`."""
         with self._stoppable():
             return await self._answerer.score(request)
-        raise PeerStopping
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Leaves the block where it waits, once this peer stops."""
+        """Ends the block where it waits, with `PeerStopping`, once this peer stops."""
+        if self._running.is_finishing:
+            raise PeerStopping
         with trio.CancelScope() as waiting, self._running.answer(waiting.cancel):
-            if self._running.is_finishing:
-                waiting.cancel()
             yield
+        if waiting.cancelled_caught:
+            raise PeerStopping
 
 
 class _Answer(trio.abc.ReceiveChannel[Event]):

@@ -26,9 +26,10 @@ from tokenplace.node.asking import target_of
 from tokenplace.peer.frames import decode_frames
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
+from tokenplace.peer.refusal import decode_refusal
 from tokenplace.peer.requester import SealTarget
 from tokenplace.peer.streams import PeerStream
-from tokenplace.peer.wire import FRAME_LENGTH, GENERATE_PROTOCOL, decode_refusal, encode_request
+from tokenplace.peer.wire import FRAME_LENGTH, GENERATE_PROTOCOL, encode_request
 from tokenplace.sealing.answer import AnswerOpener, Chunk, ReplySecrets
 from tokenplace.sealing.request import request_digest, seal_request
 

@@ -128,7 +128,7 @@ async def open_liar(bootstrap: str, model: OfferedModel, lie: Lie) -> AsyncItera
             donor_id=identity.peer_id_bytes,
             key_ring=keys,
             epochs=epochs,
-            generators=lambda: {model.artifact: FakeEngine(token_interval_s=0.1)},
+            models=lambda: {model.artifact: FakeEngine(token_interval_s=0.1)},
             admission=Admission(),
             signed_keys=announcer.signed_keys,
             signed_live=announcer.signed_live,

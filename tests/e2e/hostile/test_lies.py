@@ -32,13 +32,15 @@ from tests.peer.hosts import LOOPBACK
 from tokenplace import defaults
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import Event
+from tokenplace.operations import Answerer
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.donor import Donor
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
+from tokenplace.peer.request_map import decode_request
 from tokenplace.peer.requester import RemoteDonor, SealTarget
 from tokenplace.peer.streams import STREAM_GONE, PeerStream
-from tokenplace.peer.wire import GENERATE_PROTOCOL, decode_request
+from tokenplace.peer.wire import GENERATE_PROTOCOL
 from tokenplace.sealing.answer import AnswerSealer
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
@@ -128,7 +130,7 @@ class Donors:
 
 
 @asynccontextmanager
-async def open_donors() -> AsyncIterator[Donors]:
+async def open_donors(honest_model: Answerer) -> AsyncIterator[Donors]:
     async with open_host(throwaway_identity(), listen=[LOOPBACK]) as host:
         donors = Donors(host, KeyRing(), Epochs())
         honest = Donor(
@@ -136,7 +138,7 @@ async def open_donors() -> AsyncIterator[Donors]:
             donor_id=host.identity.peer_id_bytes,
             key_ring=donors.key_ring,
             epochs=donors.epochs,
-            generators=lambda: {TINY_MODEL: FakeEngine(token_interval_s=0.01)},
+            models=lambda: {TINY_MODEL: honest_model},
             admission=Admission(),
             signed_keys=lambda: b"",
             signed_live=lambda: b"",
@@ -151,7 +153,7 @@ async def tell_all() -> dict[str, Outcome]:
     outcomes = {told.name: Outcome() for told in LIES}
     limit = trio.CapacityLimiter(AT_ONCE)
     async with (
-        open_donors() as donors,
+        open_donors(FakeEngine(token_interval_s=0.01)) as donors,
         open_host(throwaway_identity()) as asker,
         trio.open_nursery() as bystanders,
     ):
