@@ -20,7 +20,7 @@ run: setup ## set up what is missing, then a whole network on this machine: toke
 	@$(BIN)/tokenplace demo $(ARGS)
 
 test: setup-test check ## set up what is missing, then every check and test
-	@$(BIN)/python -m pytest --cov $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov $(ARGS)
 
 setup: ## preflight, .venv, llama.cpp and the default model; done in no time when nothing changed
 	@$(PREFLIGHT)
@@ -39,7 +39,7 @@ check: setup-test
 
 lock: ## write requirements/*.lock anew from requirements/*.in
 	@test -x .cache/uv/bin/uv || { $(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install -q $(UV); }
-	@for name in run test; do .cache/uv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --universal \
+	@for name in run test clients/openai-2 clients/openai-3; do .cache/uv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --universal \
 	  --no-emit-index-url --no-annotate --no-header --overrides requirements/overrides.txt $(LOCK_ARGS) \
 	  requirements/$$name.in -o requirements/$$name.lock || exit 1; done
 

@@ -160,6 +160,7 @@ class SetUp:
         self._fetch_model()
         if self.lock_name == "test":
             self._fetch_embedding_model()
+            self._install_clients()
 
     def _announcement(self, todo: Plan) -> str:
         text = f"setting up (log: {self.log.relative_to(self.root)})"
@@ -249,6 +250,13 @@ class SetUp:
         )
         if result.returncode != 0:
             raise SetUpError("The embedding model of the tests could not be made.")
+
+    def _install_clients(self) -> None:
+        # In .venv, because that has uv; it says itself what goes wrong.
+        command = [str(self.tools.bin / "python"), "-m", "scripts.clients"]
+        result = subprocess.run(command, cwd=self.root, env=self.environment, check=False)
+        if result.returncode != 0:
+            raise SetUpError("The clients of the tests could not be installed.")
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.browser.chromium import Browser, Chromium, find_chromium, open_browser, open_chromium
 
 # The same examples on every run, and no failure because the machine was busy.
 hypothesis.settings.register_profile("tokenplace", derandomize=True, deadline=None)
@@ -14,6 +19,27 @@ hypothesis.settings.load_profile("tokenplace")
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+# Their tests start processes, load models or measure the machine: never two of these at once.
+LONE_FOLDERS = frozenset({"benchmarks", "browser", "clients", "e2e"})
+LONE_FIXTURES = frozenset({"tiny_model", "embedding_model"})
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out between pytest-xdist's workers: what must be alone is one group and
+    comes first, every other file is one.
+    """
+
+    def is_lone(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return folder in LONE_FOLDERS or not LONE_FIXTURES.isdisjoint(fixtures)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("lone" if is_lone(item) else str(item.path)))
+    items.sort(key=lambda item: not is_lone(item))
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +60,25 @@ def model_file(name: str) -> Path:
     path = folder / name
     assert path.exists(), f"{path} is missing: run `make setup-test`"
     return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """One real browser for all tests; those that need it are skipped where there is none."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    folder = Path(tempfile.mkdtemp(prefix="tp-chromium-"))
+    try:
+        with open_chromium(program, folder) as running:
+            yield running
+    finally:
+        # Its last processes may still write there for a moment.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def browser(chromium: Chromium) -> AsyncIterator[Browser]:
+    """A private window of it. `await browser.open_page(url)` opens a tab."""
+    async with open_browser(chromium) as window:
+        yield window

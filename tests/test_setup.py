@@ -223,6 +223,9 @@ class Recorded(SetUp):
     def _fetch_embedding_model(self) -> None:
         self.models.append("for embeddings")
 
+    def _install_clients(self) -> None:
+        """Nothing is asked of this tree's clients."""
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:

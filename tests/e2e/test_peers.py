@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from tests.e2e.network import MODEL, Network, wait_for
+from tokenplace.cli.demo import Demo
 from tokenplace.cli.processes import LOOPBACK, PeerFailed, is_offering, open_peers
 from tokenplace.node.addresses import short
 
@@ -187,6 +188,20 @@ def test_the_demo_answers_once_through_the_network(tiny_model: Path) -> None:
     assert demo.returncode == 0, demo.stderr
     assert demo.stdout.strip()
     assert "answered by donor-" in demo.stderr
+
+
+async def test_the_demo_trusts_its_own_donors(short_folder: Path, tiny_model: Path) -> None:
+    folder = short_folder / "demo"
+    folder.mkdir()
+    async with open_peers(folder) as peers:
+        await Demo("Say hello.", n_donors=2, api_port=0, n_threads=2, once=True).run(peers)
+        donors = {p.name: await p.status() for p in peers.peers if p.name.startswith("donor")}
+        asker = next(p for p in peers.peers if p.name == "asker")
+        status = await asker.status()
+    assert status is not None
+    expected = {donor["peer_id"]: name for name, donor in donors.items() if donor}
+    assert len(expected) == 2
+    assert status["trust"] == {"tools_from": "trusted", "peers": expected, "problem": ""}
 
 
 def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:

@@ -176,7 +176,7 @@ def openapi_document(
         for operation in served:
             item = paths.setdefault(prefix + operation.path, {})
             item[operation.method] = _described(operation, prefix)
-    document = {
+    document: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "tokenplace",
@@ -251,11 +251,9 @@ def _any_of(models: Sequence[type[BaseModel]]) -> Json:
 
 def _schemas() -> Json:
     served = (*_SHARED, *_REST, *_SIGNS, *_ROOT)
-    models = {
-        answers.Error: None,
-        **dict.fromkeys(
-            model for each in served for model in (*each.bodies, *each.answers, *each.events)
-        ),
-    }
-    _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REFS)
+    models = {answers.Error}.union(
+        *((*each.bodies, *each.answers, *each.events) for each in served)
+    )
+    named = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema([(model, "validation") for model in named], ref_template=_REFS)
     return dict(schemas["$defs"])
