@@ -29,6 +29,7 @@ from tokenplace.engine.engine import to_submit
 from tokenplace.engine.frames import encode_frame
 from tokenplace.engine.llama import LlamaContext, LlamaModel
 from tokenplace.engine.messages import Load, to_value
+from tokenplace.engine.prompt import Prompt
 from tokenplace.engine.runner import Runner
 from tokenplace.engine.worker import prove, serve
 
@@ -96,7 +97,7 @@ def measure(model_path: Path, n_threads: int, n_ctx: int, requests: list[Ask]) -
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE_BYTES)
     for number, ask in enumerate(requests):
-        submit = to_submit(to_request(ask), ((ask.text, False),), grammar="")
+        submit = to_submit(to_request(ask), Prompt(((ask.text, False),)), grammar="")
         theirs.sendall(encode_frame(to_value(replace(submit, request=number))))
     before = stopwatch.seconds, runner.computing_s, runner.busy_s
     began_at = time.perf_counter()

@@ -225,7 +225,7 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("| `messages` | 1 to #", (defaults.MAX_MESSAGES,)),
     ("| `prompt_ids` | 1 to # token ids", (defaults.MAX_PROMPT_IDS,)),
     (
-        "1 to # × text, not empty, or {`ids`: as `prompt_ids`, at most #}",
+        "1 to # of: text, not empty, or {`ids`: as `prompt_ids`, at most #}",
         (defaults.MAX_EMBED_INPUTS, defaults.MAX_EMBED_TOKENS),
     ),
     ("| | `dimensions` | integer 1 to #, or", (defaults.MAX_EMBED_DIMENSIONS,)),

@@ -433,8 +433,8 @@ API_MIN_KEY_CHARS: Final = 16  # of an API key: 16 hex digits are 64 bits, beyon
 API_MAX_KEY_CHARS: Final = 512  # of an API key; providers' own have under 200
 API_MAX_KEYS: Final = 1000  # in the key file: each is compared with what a request shows
 API_LINGER_S: Final = 1.0  # a refused app may go on sending so long, so that it reads why
-# Between a stream's last event, which says why it fails, and the abort: a browser that learns of the
-# abort drops what it has not handed to its page yet. Long enough for a busy one.
+# Between a stream's last event, which says why it fails, and the abort: a browser that learns of
+# the abort drops what it has not handed to its page yet. Long enough for a busy one.
 API_ABORT_AFTER_S: Final = 0.3
 API_IDLE_TIMEOUT_S: Final = 10.0  # for a request's headers, and between requests; clients keep 5 s
 API_WRITE_TIMEOUT_S: Final = 30.0  # an app that takes no byte so long is cut; slow readers live
