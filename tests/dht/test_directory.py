@@ -96,7 +96,6 @@ async def ask(answer: Callable[[PeerStream], Awaitable[None]], query: Query = SA
         (Query(Op.MODEL, TINY_MODEL.artifact[:12]), set()),
         (Query(Op.MODEL, b"\xff"), set()),
     ],
-    ids=str,
 )
 async def test_answers(query: Query, expected: set[Donor]) -> None:
     answer = await ask(directory_of(ALICE, BOB, CAROL).handle, query)
