@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import trio
@@ -94,12 +95,14 @@ async def try_document(
     app = _Counting(create_app(FakeEngine(model), Catalog(), embedder=_Embedder()))
     async with trio.open_nursery() as nursery:
         port = await nursery.start(partial(serve_api, app, port=0))
-        result = await trio.run_process(
-            _command(f"http://127.0.0.1:{port}/openapi.json", n_examples, phases, paths),
-            capture_stdout=True,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        with TemporaryDirectory() as folder:  # it leaves notes where it runs
+            result = await trio.run_process(
+                _command(f"http://127.0.0.1:{port}/openapi.json", n_examples, phases, paths),
+                cwd=folder,
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
         nursery.cancel_scope.cancel()
     return Tried(app.n_requests, result.returncode == 0, result.stdout.decode())
 

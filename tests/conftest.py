@@ -26,20 +26,22 @@ LONE_FOLDERS = frozenset({"benchmarks", "browser", "clients", "e2e"})
 LONE_FIXTURES = frozenset({"tiny_model", "embedding_model"})
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out between pytest-xdist's workers: what must be alone is one group and
-    comes first, every other file is one.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Share the tests out between pytest-xdist's workers: what must be alone is one group, and of
+    the others each file is one.
     """
+    item.add_marker(pytest.mark.xdist_group("lone" if is_lone(item) else str(item.path)))
 
-    def is_lone(item: pytest.Item) -> bool:
-        fixtures = getattr(item, "fixturenames", ())
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        return folder in LONE_FOLDERS or not LONE_FIXTURES.isdisjoint(fixtures)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("lone" if is_lone(item) else str(item.path)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest group first: the other worker has all the rest meanwhile."""
     items.sort(key=lambda item: not is_lone(item))
+
+
+def is_lone(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return folder in LONE_FOLDERS or not LONE_FIXTURES.isdisjoint(fixtures)
 
 
 @pytest.fixture(scope="session")

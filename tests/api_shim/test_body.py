@@ -72,3 +72,13 @@ async def test_refusal_of_many_faults_is_quick_and_one_only() -> None:
     assert unknown.json()["error"]["param"] == "unknown0"
     assert wrong.status_code == 400
     assert len(wrong.content) < 500
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(b"4.0", int), (b"4e0", int), (b"-0.0", int), (b"4.5", float), (b"1e300", float)],
+)
+def test_a_whole_number_is_an_integer_however_it_is_written(data: bytes, kind: type) -> None:
+    number = parse_json(data)
+    assert type(number) is kind
+    assert number == float(data)

@@ -7,12 +7,14 @@ UTF-16 too.
 from __future__ import annotations
 
 import json
-from typing import NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from tokenplace.api_shim.refusal import Refusal, Refused, refusal_of_invalid
+
+MAX_EXACT: Final = 2.0**53  # beyond it floats leave integers out
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -25,7 +27,9 @@ async def read_json(http: Request) -> object:
 def parse_json(data: bytes) -> object:
     """JSON in UTF-8. Raises `Refused` that says where it is none."""
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_number
+        )
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno}, column {error.colno}"
     except UnicodeDecodeError as error:
@@ -44,6 +48,15 @@ def parse_body(kind: type[Model], value: object) -> Model:
     except ValidationError as error:
         refusal = refusal_of_invalid(error.errors(include_url=False)[0])
     raise Refused(refusal)
+
+
+def _number(text: str) -> float:
+    """JSON has one kind of number, and some languages write all of them with a point: 4.0 is an
+    integer to a schema.
+    """
+    value = float(text)
+    is_whole = value.is_integer() and abs(value) <= MAX_EXACT
+    return int(value) if is_whole else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 from tokenplace import defaults
+from tokenplace.engine.closed_schema import closed
 from tokenplace.engine.tools import (
     HERMES_CLOSE,
     HERMES_OPEN,
@@ -176,7 +177,7 @@ def _arguments_schema(tool: Tool) -> dict[str, Any]:
     schema = _parse_schema(tool.parameters or "{}", TOOLS_PARAM)
     if schema.get("type", "object") != "object":
         raise InvalidRequest("A tool's parameters must be an object's schema.", param=TOOLS_PARAM)
-    return {"type": "object", **schema}
+    return closed({"type": "object", **schema})
 
 
 def _call_rules(
