@@ -158,7 +158,9 @@ def test_a_lie_in_mid_stream_is_an_error_event_and_an_aborted_stream(
 def test_malformed_http_is_refused_and_the_next_request_is_served(network: Network) -> None:
     port = network.api_port
     statuses = {name: status_of(port, request) for name, request in bad_requests(port)}
-    assert statuses.pop("HTTP/2") == statuses.pop("HTTP/9") == 505  # of the 5xx, the app's fault
+    # Of the 5xx, the app's fault.
+    assert statuses.pop("HTTP/2") == statuses.pop("HTTP/9") == 505
+    assert statuses.pop("proxy") == 501
     wrong = {name: s for name, s in statuses.items() if s is not None and not 400 <= s < 500}
     assert not wrong, "neither 4xx nor a closed connection"
     assert len(statuses) > 35
