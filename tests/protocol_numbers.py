@@ -354,7 +354,11 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         "whose first token comes within # s and whose decode speed is at least # tokens/s",
         (policy.GOOD_FIRST_TOKEN_S, policy.GOOD_DECODE_TPS),
     ),
-    ("At most # donors are asked", (defaults.MAX_ATTEMPTS,)),
+    (
+        "after # attempts in a row with fewer than # new tokens each, or after # attempts",
+        (defaults.MAX_ATTEMPTS, defaults.PROGRESS_TOKENS, defaults.MAX_ATTEMPTS_IN_ALL),
+    ),
+    ("not known yet an answer waits at most # s", (defaults.TWIN_SEARCH_S,)),
     (
         "a sign of life # s later, then after twice as long each time, at most # s",
         (defaults.DONOR_RETRY_S, defaults.DONOR_RETRY_MAX_S),

@@ -280,7 +280,13 @@ REACH_INTERFACES_S: Final = 5.0  # how soon a changed address of this machine is
 
 # ---------------------------------------------------------------- router
 
-MAX_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 3  # in a row that did not get on: a third rarely does better than a second
+PROGRESS_TOKENS: Final = 16  # new ones with which an attempt has got on: a line of text
+# Over all. Only donors that got on and then failed lead here; an app is better told.
+MAX_ATTEMPTS_IN_ALL: Final = 16
+# That an answer which has begun waits for a donor who can go on with it and is not known yet: the
+# app sees a pause, and is told of a failure within a second.
+TWIN_SEARCH_S: Final = 0.5
 
 # ---------------------------------------------------------------- directory (protocol, section 3)
 

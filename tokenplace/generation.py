@@ -394,8 +394,8 @@ class Generator(Protocol):
     """Anything that answers a request with events: `Accepted`, then `Alive` and `Tokens`, then
     `Finished`.
 
-    A router that fails over before the first `Tokens` yields `Accepted` again, of the next donor;
-    the last one counts.
+    A router that fails over yields `Accepted` again, of the next donor, also between `Tokens` when
+    that one goes on with the answer; the last one counts.
 
     `generate` opens the answer: `async with generator.generate(request) as events: async for event
     in events: ...`. Leaving the block early cancels the work at every hop. A failure is raised from

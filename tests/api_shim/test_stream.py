@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,19 @@ async def test_failure_in_mid_stream_is_an_event_and_an_aborted_connection() -> 
     assert b"[DONE]" not in data
     assert b'"finish_reason":"stop"' not in data
     assert not data.endswith(b"0\r\n\r\n")
+
+
+async def test_a_stream_that_another_donor_goes_on_with_says_so() -> None:
+    bob = replace(ACCEPTED, donor="12D3KooWBob")
+    script = [*WHOLE[:2], bob, bob, tokens(2, b"!"), WHOLE[-1]]
+    async with serving(ScriptedGenerator(script)) as address:
+        data = await ask_raw(address)
+    assert b"x-tokenplace-accepted-by: 12D3KooWAlice\r\n" in data
+    assert data.count(b": continued on 12D3KooWBob\n\n") == 2
+    assert b": continued, times: 2\n\n: served by 12D3KooWBob\n\ndata: [DONE]\n\n" in data
+    texts = [event["choices"][0]["delta"].get("content", "") for event in events_of(data)]
+    assert texts == ["", "Hello", "!", ""]
+    assert data.endswith(b"0\r\n\r\n")
 
 
 async def test_answer_without_its_last_event_is_a_failure() -> None:

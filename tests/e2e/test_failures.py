@@ -51,8 +51,12 @@ def body(*, stream: bool, max_tokens: int = 600) -> dict[str, object]:
 class KilledStream:
     """A streamed answer whose donor is killed at the fifth piece of text."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, max_tokens: int = 600) -> None:
         self.network = network
+        self.body = {
+            **body(stream=True, max_tokens=max_tokens),
+            "stream_options": {"include_usage": True},
+        }
         self.lines: list[str] = []
         self.killed_at = 0.0
 
@@ -60,7 +64,7 @@ class KilledStream:
         url = f"{self.network.api}/chat/completions"
         with (
             httpx.Client(timeout=60) as client,
-            client.stream("POST", url, json=body(stream=True)) as response,
+            client.stream("POST", url, json=self.body) as response,
         ):
             donor = self.network.donor_of(response.headers["x-tokenplace-accepted-by"])
             for line in response.iter_lines():
@@ -91,6 +95,14 @@ class Asked(threading.Thread):
         return self.response
 
 
+def tokens_of_the_latest(network: Network) -> list[int]:
+    """New tokens by each attempt at the latest request."""
+    assert network.asker is not None
+    attempts = network.status(network.asker)["requests"]
+    first = max(at for at, attempt in enumerate(attempts) if attempt["number"] == 0)
+    return [attempt["n_tokens"] for attempt in attempts[first:]]
+
+
 def holder_of_exchange(network: Network) -> str:
     """Name of the donor that has taken a request, or nothing yet."""
     busy = [d.name for d in network.donors if network.status(d)["exchanges"]["open"]]
@@ -109,9 +121,29 @@ def test_a_donor_killed_before_its_first_token_is_replaced(fragile: Network) -> 
     assert answer.json()["usage"]["completion_tokens"] == 5
 
 
-def test_a_donor_killed_in_mid_stream_is_an_error_event_and_an_aborted_stream(
+def test_a_stream_goes_on_with_a_twin_of_the_killed_donor(fragile: Network) -> None:
+    stream = KilledStream(fragile, max_tokens=400)
+    stream.read()
+    events = [line.removeprefix("data: ") for line in stream.lines if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert not any("error" in chunk for chunk in chunks)
+    reasons = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]]
+    assert [reason for reason in reasons if reason] == ["length"]
+    usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+    assert [usage["completion_tokens"] for usage in usages] == [400]
+    (donor,) = fragile.donors
+    served = [line for line in stream.lines if line.startswith((": continued", ": served"))]
+    assert len(served) == 3, served
+    assert served[0].removeprefix(": continued on ") == served[2].removeprefix(": served by ")
+    assert fragile.donor_of(served[2].removeprefix(": served by ")) is donor
+    assert sum(tokens_of_the_latest(fragile)) == 400, "resumed, and not begun again"
+
+
+def test_without_a_twin_a_killed_donor_is_an_error_event_and_an_aborted_stream(
     fragile: Network,
 ) -> None:
+    fragile.kill(fragile.donors[-1])
     stream = KilledStream(fragile)
     with pytest.raises(httpx.RemoteProtocolError):
         stream.read()
@@ -135,6 +167,7 @@ def test_a_request_that_does_not_stream_survives_a_donor_killed_in_mid_answer(
     answer = asked.answer()
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 150
+    assert sum(tokens_of_the_latest(fragile)) == 150, "resumed, and not begun again"
 
 
 def test_a_frozen_donor_is_given_up_after_ten_seconds(fragile: Network) -> None:

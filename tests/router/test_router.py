@@ -52,10 +52,18 @@ def open_engine(engine: FakeEngine) -> FakeEngine:
 
 
 class FixedRoutes:
-    """Routes to fake engines, in order of preference."""
+    """Routes to fake engines, in order of preference; `artifacts` are different if they are not
+    all of one.
+    """
 
-    def __init__(self, *engines: FakeEngine, error: TokenplaceError | None = None) -> None:
+    def __init__(
+        self,
+        *engines: FakeEngine,
+        error: TokenplaceError | None = None,
+        artifacts: str = "",
+    ) -> None:
         self.engines = engines
+        self.artifacts = artifacts or "a" * len(engines)
         self.error = error
         self.failures: list[tuple[str, TokenplaceError]] = []
         self.demands: list[Demand] = []
@@ -66,10 +74,12 @@ class FixedRoutes:
             raise self.error
         return [
             Route(
-                Candidate(f"donor-{n}", "a" * 64, "", n, 0, 100.0, 10.0, 0.01, True, f"tiny-{n}"),
+                Candidate(
+                    f"donor-{n}", letter * 64, "", n, 0, 100.0, 10.0, 0.01, True, f"tiny-{n}"
+                ),
                 partial(open_engine, engine),
             )
-            for n, engine in enumerate(self.engines)
+            for n, (engine, letter) in enumerate(zip(self.engines, self.artifacts, strict=True))
         ]
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
@@ -136,8 +146,9 @@ async def test_before_the_first_token_another_donor_is_asked(error: TokenplaceEr
     assert [a.outcome for a in router.attempts] == [error.code, "finished"]
 
 
-async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_donors() -> None:
-    routes = FixedRoutes(FakeEngine(fail_after=2, error=ConnectionLost()), FakeEngine())
+async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_models() -> None:
+    broken = FakeEngine(fail_after=2, error=ConnectionLost())
+    routes = FixedRoutes(broken, FakeEngine(), artifacts="ab")
     seen: list[Event] = []
     with pytest.raises(ConnectionLost):
         await collect(router_over(routes), seen=seen)
@@ -146,10 +157,12 @@ async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_donors()
 
 
 async def test_a_request_that_does_not_stream_starts_again_at_any_time() -> None:
-    routes = FixedRoutes(FakeEngine(fail_after=5, error=ConnectionLost()), FakeEngine())
+    broken = FakeEngine(fail_after=5, error=ConnectionLost())
+    routes = FixedRoutes(broken, FakeEngine(), artifacts="ab")
     events = await collect(router_over(routes), replace(REQUEST, streamed=False))
     assert text_of(events) == CANARY, "and nothing of the first donor's answer"
     assert isinstance(events[-1], Finished)
+    assert not routes.engines[1].requests[0].resume
 
 
 async def test_an_error_that_would_repeat_is_not_retried() -> None:

@@ -37,6 +37,7 @@ class Answer:
     first_choice: its first choice's place among those of all requests. accepted_by: peer id of the
     donor, "self" for this peer's own engine, empty while nobody has accepted. served: what answers,
     as `Accepted` has it. phase, position: what the donor said last. usage: tokens so far.
+    n_continued: how often another donor, or the same one again, went on in the middle.
     """
 
     def __init__(self, request: GenerateRequest, first_choice: int = 0) -> None:
@@ -46,6 +47,7 @@ class Answer:
         self.phase = Phase.QUEUED
         self.position = 0
         self.usage = Usage(0, 0, 0)
+        self.n_continued = 0
         self._first_choice = first_choice
         self._choices = [_choice_of(request) for _ in range(request.n)]
         has_logprobs = request.top_logprobs is not None
@@ -98,6 +100,7 @@ class Answer:
         assert self.served.isascii()
         assert self.served.isprintable()
         self.position = event.position
+        self.n_continued += self.usage.n_completion > 0
         self.usage = Usage(event.n_prompt, event.n_cached, self.usage.n_completion)
         if self.request.output is None:  # else it has a form from its first byte on
             for choice in self._choices:
@@ -163,6 +166,11 @@ class Answers:
             sum(answer.usage.n_cached for answer in self.each),
             sum(answer.usage.n_completion for answer in self.each),
         )
+
+    @property
+    def n_continued(self) -> int:
+        """How often somebody went on in the middle of an answer."""
+        return sum(answer.n_continued for answer in self.each)
 
     @property
     def wait(self) -> str:

@@ -81,6 +81,7 @@ class EventStream(Response):
         self._keepalive_s = keepalive_s
         self._begin = form.begin()  # what goes out with the first text
         self._started = False
+        self._n_told = 0  # of `Answers.n_continued`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         last = await self._stream(send)
@@ -106,7 +107,7 @@ class EventStream(Response):
             return None
         end = [*self._take_begin(), *self._form.end(finish_reasons, answers.usage)]
         served_by = self._form.comment(f"served by {answers.accepted_by}")
-        return self._encode(end) + served_by + self._form.last
+        return self._encode(end) + self._how_often_continued() + served_by + self._form.last
 
     async def _wait_accepted(self, parts: AsyncIterator[list[Part]]) -> bool:
         """Has a donor accepted, or was the time up? False if the answer ended: an error follows."""
@@ -134,15 +135,27 @@ class EventStream(Response):
                 data = self._form.comment(self._answers.wait)
             elif parts is None:
                 break
-            elif parts:
-                events = self._take_begin()
-                for part in parts:
-                    events += self._form.deltas(part)
-                data = self._encode(events)
             else:
+                data = self._tell_continued() + self._encode_parts(parts)
+            if not data:
                 continue
             await self._send(data, send)
             silent_since = trio.current_time()
+
+    def _tell_continued(self) -> bytes:
+        """A comment, if somebody else has gone on with the answer since the last one."""
+        if self._answers.n_continued == self._n_told:
+            return b""
+        self._n_told = self._answers.n_continued
+        return self._form.comment(f"continued on {self._answers.accepted_by}")
+
+    def _how_often_continued(self) -> bytes:
+        n = self._answers.n_continued
+        return self._form.comment(f"continued, times: {n}") if n else b""
+
+    def _encode_parts(self, parts: list[Part]) -> bytes:
+        deltas = [event for part in parts for event in self._form.deltas(part)]
+        return self._encode([*self._take_begin(), *deltas]) if parts else b""
 
     def _take_begin(self) -> list[Json]:
         begin, self._begin = self._begin, []

@@ -30,9 +30,10 @@ from tokenplace.node.doors import access_of, open_doors
 from tokenplace.node.home import open_home
 from tokenplace.node.status import status_of
 from tokenplace.node.trust_file import TrustFile
+from tokenplace.router.attempts import Attempt
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Attempt, Route, Router, Routes
+from tokenplace.router.router import Route, Router, Routes
 from tokenplace.router.stoppable import Stoppable
 from tokenplace.settings import Settings
 
