@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 import trio.abc
 
-from tests.fakes import FakeEngine, NoOperations, hash_id
+from tests.fakes import EchoEngine, NoOperations, hash_id
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import Event, GenerateRequest, Generator, IdsInput, TextInput
 from tokenplace.operations import (
@@ -25,8 +25,8 @@ from tokenplace.operations import (
 
 
 @dataclass
-class FakeAnswerer(FakeEngine):
-    """A `FakeEngine` that makes vectors, counts and scores as well: of characters or ids, its
+class FakeAnswerer(EchoEngine):
+    """A `EchoEngine` that makes vectors, counts and scores as well: of characters or ids, its
     tokens.
 
     work_s: how long that takes. `error` with `fail_after` of 0 is raised instead of an answer.

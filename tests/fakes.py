@@ -1,4 +1,4 @@
-"""Fakes behind our own interfaces. Start at `FakeEngine`: a `Generator` without a model."""
+"""Fakes behind our own interfaces. Start at `EchoEngine`: a `Generator` without a model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NoOperations:
 
 
 @dataclass
-class FakeEngine(NoOperations):
+class EchoEngine(NoOperations):
     """Repeats the prompt, one token for each piece of `piece_bytes` bytes, so characters are split
     between tokens. All choices say the same, and take turns.
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from tests.api_shim.serving import FakeCatalog
 from tests.conftest import ROOT
-from tests.fakes import FakeEmbedder, FakeEngine
+from tests.fakes import EchoEngine, FakeEmbedder
 from tests.peer.exchange_lab import make_request
 from tests.protocol_numbers import NUMBERS
 from tokenplace.api_shim.app import create_app
@@ -219,7 +219,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 
 def test_every_route_is_in_the_readme() -> None:
-    app = create_app(FakeEngine(), FakeCatalog(), embedder=FakeEmbedder())
+    app = create_app(EchoEngine(), FakeCatalog(), embedder=FakeEmbedder())
     routes = iter_route_contexts(app.routes)
     served = {
         f"{method} {route.path}"

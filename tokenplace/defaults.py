@@ -478,7 +478,7 @@ MAX_PYTHON_DEPTH: Final = 16  # where they are written as Python, whose every le
 # ---------------------------------------------------------------- trusted donors
 
 MAX_TRUST_BYTES: Final = 1 << 18  # trust.json; an entry is about 150 bytes, at most 400
-MAX_TRUSTED_PEERS: Final = 256  # more than anybody keeps by hand; read anew for each request
+MAX_TRUSTED_PEERS: Final = 256  # more than anybody keeps by hand; read for each request with tools
 MAX_TRUSTED_NAME_CHARS: Final = 64
 MAX_DONORS_IN_HINT: Final = 3  # peer ids that could be trusted; each has 52 characters
 

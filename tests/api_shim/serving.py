@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import trio
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.app import create_app
 from tokenplace.api_shim.catalog import ModelCard
 from tokenplace.api_shim.server import serve_api
@@ -85,7 +85,7 @@ async def serving(
     **options: Any,
 ) -> AsyncIterator[str]:
     """Serve until the block exits; gives the address, without a path. options: of `create_app`."""
-    app = create_app(generator or FakeEngine(), FakeCatalog(), **options)
+    app = create_app(generator or EchoEngine(), FakeCatalog(), **options)
     async with trio.open_nursery() as nursery:
         serve = partial(serve_api, app, port=0, address=address, write_timeout_s=write_timeout_s)
         port = await nursery.start(serve)

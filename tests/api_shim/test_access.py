@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.api_shim.serving import CHAT, http_client, port_of, serving
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.access import Access, ApiKeys, parse_host, parse_origin
 from tokenplace.api_shim.app import OPEN_PATHS
 from tokenplace.errors import ConfigError
@@ -239,7 +239,7 @@ def test_keys_are_not_shown() -> None:
 
 
 async def test_401_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine, access=KEYED) as address, http_client(address) as client:
         missing = await client.post(PATH, json=CHAT)
         wrong = await client.post(PATH, json=CHAT, headers={"authorization": "Bearer sk-wrong"})
@@ -274,7 +274,7 @@ def cors_of(answer: httpx.Response) -> dict[str, str]:
 
 async def test_a_named_page_may_ask_and_read() -> None:
     access = Access(origins=WITH_PAGE.origins, keys=KEYED.keys)
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine, access=access) as address, http_client(address) as client:
         before = await client.options(PATH, headers=PREFLIGHT)
         shown = {"origin": CHAT_PAGE, "sec-fetch-site": "cross-site"}

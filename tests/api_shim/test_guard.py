@@ -18,7 +18,7 @@ from tests.api_shim.serving import (
     raw_exchange,
     serving,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim import guard
 from tokenplace.api_shim.access import Access
 from tokenplace.api_shim.app import create_app
@@ -72,7 +72,7 @@ def parse(answer: bytes) -> tuple[int, str | None]:
     ],
 )
 async def test_request_is_refused_before_any_engine(header: str, status: int, code: str) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine) as address:
         port = port_of(address)
         answer = await raw_exchange(address, post(PATH, BODY, port, header.format(port=port)))
@@ -111,7 +111,7 @@ async def test_other_sites_are_refused_on_every_method(method: str) -> None:
 
 
 def test_the_guard_knows_every_method_with_a_body() -> None:
-    routes = iter_route_contexts(create_app(FakeEngine(), FakeCatalog()).routes)
+    routes = iter_route_contexts(create_app(EchoEngine(), FakeCatalog()).routes)
     methods = {method for route in routes for method in route.methods or ()}
     assert methods - METHODS_WITH_BODY <= {"GET", "HEAD"}
 
@@ -129,7 +129,7 @@ async def test_no_path_and_wrong_method_are_said_whatever_the_body(headers: dict
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
 async def test_only_json_is_read(path: str) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine, embedder=engine) as address, http_client(address) as client:
         answer = await client.post(path, headers={"content-type": "text/plain"}, content=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
@@ -161,7 +161,7 @@ async def test_malformed_json_says_where() -> None:
 
 
 async def test_large_body_is_refused_and_the_app_reads_why() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     too_large = b" " * (API_MAX_BODY_BYTES + 1)
     chunked = b"".join(b"%x\r\n%b\r\n" % (65536, b" " * 65536) for _ in range(80)) + b"0\r\n\r\n"
     async with serving(engine) as address:
@@ -295,7 +295,7 @@ async def test_bodies_of_all_requests_together_have_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guard, "API_MAX_BODIES_BYTES", 1000)
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine) as address, http_client(address) as client:
         stream = await trio.open_tcp_stream("127.0.0.1", port_of(address))
         async with stream:

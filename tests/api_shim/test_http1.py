@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tests.api_shim.serving import port_of, serving, wait_until
 from tests.api_shim.test_malformed import BODY, GET, LENGTH, POST, bytes_of, parse
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim import guard, server
 from tokenplace.api_shim.head import StrictConnection
 
 
 async def test_100_continue_is_said_to_who_is_let_in() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     head = POST + f"Expect: 100-continue|Content-Length: {LENGTH}||"
     async with serving(engine) as address, await open_stream(address) as stream:
         port = port_of(address)
@@ -68,7 +68,7 @@ async def drip(stream: trio.SocketStream, data: bytes) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    engine = FakeEngine(token_interval_s=0.005)
+    engine = EchoEngine(token_interval_s=0.005)
     requests = "".join(
         POST + f"Content-Length: {LENGTH}||{BODY}" + f"GET /v1/models/{n} HTTP/1.1|{{host}}|"
         for n in range(3)
@@ -83,7 +83,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 async def test_hang_up_is_seen_behind_a_pipelined_request() -> None:
-    engine = FakeEngine(token_interval_s=60)
+    engine = EchoEngine(token_interval_s=60)
     async with serving(engine) as address:
         stream = await open_stream(address)
         request = POST + f"Content-Length: {LENGTH}||{BODY}" + GET + "|"

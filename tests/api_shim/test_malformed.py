@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.api_shim.serving import port_of, serving
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.defaults import API_MAX_HEADERS
 
 BODY = '{"model":"tiny-model","messages":[{"role":"user","content":"Hello"}]}'
@@ -241,7 +241,7 @@ def test_there_are_many_and_each_is_named_once() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_every_request_gets_its_right_answer(case: Case) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine) as address:
         answers, was_closed = await exchange(address, case)
     statuses = [int(head.split()[1]) for head, _ in answers]

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api_shim.serving import CHAT, TINY_MODEL, http_client, serving, wait_until
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace import __version__
 from tokenplace.api_shim.metrics import Histogram
 from tokenplace.errors import ConnectionLost
@@ -58,7 +58,7 @@ async def test_what_was_asked_and_answered_is_counted() -> None:
 
 
 async def test_an_answer_that_runs_is_seen_and_one_that_failed_is_over() -> None:
-    engine = FakeEngine(token_interval_s=0.01)
+    engine = EchoEngine(token_interval_s=0.01)
     long = {**CHAT, "messages": [{"role": "user", "content": "x" * 30_000}], "stream": True}
     async with serving(engine) as address, http_client(address) as client:
         async with client.stream("POST", "/v1/chat/completions", json=long):
@@ -67,7 +67,7 @@ async def test_an_answer_that_runs_is_seen_and_one_that_failed_is_over() -> None
         await wait_until(lambda: engine.n_running == 0)
         assert (await samples(client))["tokenplace_answers_running", ()] == 0
     async with (
-        serving(FakeEngine(fail_after=1, error=ConnectionLost())) as address,
+        serving(EchoEngine(fail_after=1, error=ConnectionLost())) as address,
         http_client(address) as client,
     ):
         text = {"model": TINY_MODEL, "prompt": "Hello, donors!"}

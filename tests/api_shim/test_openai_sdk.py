@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import openai
 import pydantic
@@ -19,9 +20,9 @@ from tests.api_shim.serving import (
     serving,
     wait_until,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.errors import ConnectionLost, ModelNotFound, NoDonorForModel
-from tokenplace.generation import Generator, JsonSchema
+from tokenplace.generation import ChatInput, Generator, JsonSchema, ToolCall
 
 # The SDK and its HTTP library leave their generators to the garbage collector when a stream ends.
 pytestmark = pytest.mark.filterwarnings(
@@ -45,7 +46,7 @@ async def openai_client(generator: Generator) -> AsyncIterator[openai.AsyncOpenA
 
 
 async def test_models_are_listed_and_retrieved() -> None:
-    async with openai_client(FakeEngine()) as client:
+    async with openai_client(EchoEngine()) as client:
         models = [model async for model in client.models.list()]
         assert [model.id for model in models] == [TINY_MODEL, PINNED_MODEL]
         pinned = await client.models.retrieve(PINNED_MODEL)
@@ -53,7 +54,7 @@ async def test_models_are_listed_and_retrieved() -> None:
 
 
 async def test_chat_is_answered_with_usage() -> None:
-    engine = FakeEngine(piece_bytes=1)
+    engine = EchoEngine(piece_bytes=1)
     async with openai_client(engine) as client:
         answer = await client.chat.completions.create(
             model="an-alias", messages=HELLO, seed=7, max_tokens=100, temperature=0, top_p=0.5
@@ -69,7 +70,7 @@ async def test_chat_is_answered_with_usage() -> None:
 
 
 async def test_stream_carries_role_text_end_and_usage() -> None:
-    async with openai_client(FakeEngine(piece_bytes=1)) as client:
+    async with openai_client(EchoEngine(piece_bytes=1)) as client:
         stream = await client.chat.completions.create(
             model=TINY_MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
         )
@@ -85,7 +86,7 @@ async def test_stream_carries_role_text_end_and_usage() -> None:
 
 
 async def test_several_choices_plain_and_streamed() -> None:
-    engine = FakeEngine(piece_bytes=1)
+    engine = EchoEngine(piece_bytes=1)
     async with openai_client(engine) as client:
         answer = await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, n=3)
         stream = await client.chat.completions.create(
@@ -107,7 +108,7 @@ async def test_several_choices_plain_and_streamed() -> None:
 
 
 async def test_every_choice_is_cut_at_its_stop_string() -> None:
-    async with openai_client(FakeEngine(piece_bytes=1)) as client:
+    async with openai_client(EchoEngine(piece_bytes=1)) as client:
         answer = await client.chat.completions.create(
             model=TINY_MODEL, messages=HELLO, n=2, stop=TEXT[4:6]
         )
@@ -120,7 +121,7 @@ async def test_a_form_of_the_sdk_reaches_the_donor() -> None:
         word: str
 
     text = '{"word":"x"}'
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with openai_client(engine) as client:
         answer = await client.chat.completions.parse(
             model=TINY_MODEL, messages=[{"role": "user", "content": text}], response_format=Word
@@ -137,7 +138,7 @@ async def test_the_streaming_helper_puts_calls_together() -> None:
         "function": {"name": "look_up", "parameters": {"type": "object"}, "strict": True},
     }
     text = '<tool_call>{"name": "look_up", "arguments": {"word": "Spende"}}</tool_call>'
-    async with openai_client(FakeEngine()) as client:
+    async with openai_client(EchoEngine()) as client:
         asked: list[openai.types.chat.ChatCompletionMessageParam] = [
             {"role": "user", "content": text}
         ]
@@ -152,8 +153,30 @@ async def test_the_streaming_helper_puts_calls_together() -> None:
     assert [call.function.parsed_arguments for call in calls] == [{"word": "Spende"}]
 
 
+async def test_what_the_sdk_has_parsed_can_be_sent_back() -> None:
+    class Word(pydantic.BaseModel):
+        word: str
+
+    tool = openai.pydantic_function_tool(Word, name="look_up")
+    text = '<tool_call>{"name": "look_up", "arguments": {"word": "Spende"}}</tool_call>'
+    asked: list[Any] = [{"role": "user", "content": text}]
+    engine = EchoEngine()
+    async with openai_client(engine) as client:
+        answer = await client.chat.completions.parse(model=TINY_MODEL, messages=asked, tools=[tool])
+        message = answer.choices[0].message
+        (call,) = message.tool_calls or ()
+        assert call.function.parsed_arguments == Word(word="Spende")
+        result = {"role": "tool", "tool_call_id": call.id, "content": "donation"}
+        await client.chat.completions.create(
+            model=TINY_MODEL, messages=[*asked, message, result], tools=[tool]
+        )
+    chat = engine.requests[1].input
+    assert isinstance(chat, ChatInput)
+    assert chat.messages[1].tool_calls == (ToolCall(call.id, "look_up", '{"word": "Spende"}'),)
+
+
 async def test_max_tokens_ends_with_length() -> None:
-    async with openai_client(FakeEngine(piece_bytes=5)) as client:
+    async with openai_client(EchoEngine(piece_bytes=5)) as client:
         answer = await client.chat.completions.create(
             model=TINY_MODEL, messages=HELLO, max_completion_tokens=1
         )
@@ -163,7 +186,7 @@ async def test_max_tokens_ends_with_length() -> None:
 
 
 async def test_text_completion_plain_and_streamed() -> None:
-    async with openai_client(FakeEngine()) as client:
+    async with openai_client(EchoEngine()) as client:
         answer = await client.completions.create(model=TINY_MODEL, prompt=TEXT)
         stream = await client.completions.create(model=TINY_MODEL, prompt=TEXT, stream=True)
         texts = [chunk.choices[0].text async for chunk in stream]
@@ -204,7 +227,7 @@ async def test_error_before_the_first_token_is_an_http_error() -> None:
 
 
 async def test_error_in_mid_stream_raises_after_the_text_so_far() -> None:
-    engine = FakeEngine(fail_after=2, error=ConnectionLost())
+    engine = EchoEngine(fail_after=2, error=ConnectionLost())
     texts = []
     async with openai_client(engine) as client:
         stream = await client.chat.completions.create(model=TINY_MODEL, messages=HELLO, stream=True)
@@ -220,14 +243,14 @@ async def test_error_in_mid_stream_raises_after_the_text_so_far() -> None:
 
 
 async def test_error_in_mid_answer_without_streaming_is_an_http_error() -> None:
-    async with openai_client(FakeEngine(fail_after=2, error=ConnectionLost())) as client:
+    async with openai_client(EchoEngine(fail_after=2, error=ConnectionLost())) as client:
         with pytest.raises(openai.InternalServerError) as failure:
             await client.chat.completions.create(model=TINY_MODEL, messages=HELLO)
     assert failure.value.status_code == 502
 
 
 async def test_leaving_a_stream_frees_the_engine() -> None:
-    engine = FakeEngine(token_interval_s=0.01)
+    engine = EchoEngine(token_interval_s=0.01)
     async with openai_client(engine) as client:
         stream = await client.chat.completions.create(
             model=TINY_MODEL, messages=[{"role": "user", "content": "x" * 30_000}], stream=True
@@ -242,7 +265,7 @@ async def test_leaving_a_stream_frees_the_engine() -> None:
 
 
 async def test_leaving_a_plain_request_frees_the_engine() -> None:
-    engine = FakeEngine(token_interval_s=3600)
+    engine = EchoEngine(token_interval_s=3600)
     async with openai_client(engine) as client, trio.open_nursery() as nursery:
 
         async def ask() -> None:
@@ -256,7 +279,7 @@ async def test_leaving_a_plain_request_frees_the_engine() -> None:
 
 
 async def test_invalid_parameter_is_named() -> None:
-    async with openai_client(FakeEngine()) as client:
+    async with openai_client(EchoEngine()) as client:
         with pytest.raises(openai.BadRequestError) as failure:
             await client.chat.completions.create(
                 model=TINY_MODEL, messages=HELLO, functions=[{"name": "f"}]

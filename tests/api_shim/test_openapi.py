@@ -11,7 +11,7 @@ from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from tests.api_shim.serving import CHAT, PINNED_MODEL, TINY_MODEL, FakeCatalog, http_client, serving
-from tests.fakes import FakeEmbedder, FakeEngine
+from tests.fakes import EchoEngine, FakeEmbedder
 from tokenplace.api_shim import document_schemas as ours
 from tokenplace.api_shim.access import Access, ApiKeys
 from tokenplace.api_shim.app import create_app
@@ -37,7 +37,7 @@ async def document_of(**options: Any) -> Json:
 
 
 async def test_it_has_every_route_and_no_other() -> None:
-    app = create_app(FakeEngine(), FakeCatalog(), embedder=FakeEmbedder())
+    app = create_app(EchoEngine(), FakeCatalog(), embedder=FakeEmbedder())
     served = {
         (method.lower(), route.path.replace("{name:path}", "{name}"))
         for route in iter_route_contexts(app.routes)

@@ -25,7 +25,7 @@ from tests.api_shim.serving import (
     serving,
     wait_until,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim import server
 from tokenplace.api_shim.app import create_app
 from tokenplace.api_shim.listen import addresses_with, listen_on, unix_listener
@@ -161,7 +161,7 @@ async def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_answer_that_is_about_to_end_arrives_after_the_end_was_asked_for() -> None:
-    engine = FakeEngine(piece_bytes=100, token_interval_s=0.3)
+    engine = EchoEngine(piece_bytes=100, token_interval_s=0.3)
     answers: list[httpx.Response] = []
     async with trio.open_nursery() as apps, trio.open_nursery() as nursery:
         app = create_app(engine, FakeCatalog())
@@ -255,7 +255,7 @@ def test_impossible_port_is_refused() -> None:
 async def test_unix_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     async with trio.open_nursery() as nursery:
-        app = create_app(FakeEngine(), FakeCatalog())
+        app = create_app(EchoEngine(), FakeCatalog())
         await nursery.start(serve_unix, app, path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         transport = httpx.AsyncHTTPTransport(uds=str(path))
@@ -278,12 +278,15 @@ def test_stale_socket_file_is_replaced(tmp_path: Path) -> None:
         assert listener.getsockname()
 
 
-def test_other_files_are_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "control.sock"
-    path.write_text("precious")
-    with pytest.raises(ConfigError, match="not a socket"), unix_listener(path):
+@pytest.mark.parametrize("name", ["control.sock", "control.sock.new"])
+def test_other_files_are_not_replaced(name: str, tmp_path: Path) -> None:
+    other = tmp_path / name
+    other.write_text("precious")
+    refused = pytest.raises(ConfigError, match=f"{name} exists and is not a socket")
+    with refused, unix_listener(tmp_path / "control.sock"):
         pass
-    assert path.read_text() == "precious"
+    assert other.read_text() == "precious"
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_path_that_is_too_long_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.api_shim.serving import (
     serving,
     wait_until,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import make_request
 from tokenplace.api_shim.answer import Answers
 from tokenplace.api_shim.sse import encode_event
@@ -217,7 +217,7 @@ async def test_stop_string_ends_a_plain_answer_too() -> None:
 
 
 async def test_whole_answer_is_not_taken_for_cancelled() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine) as address:
         await ask_raw(address)
         await ask_raw(address, CHAT)
@@ -268,7 +268,7 @@ async def test_unexpected_fault_is_told_and_logged_without_any_text(
 
 
 async def test_apps_with_different_keys_get_different_cache_scopes() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serving(engine) as address, http_client(address) as client:
         for key in ("one", "two", "one"):
             headers = {"authorization": f"Bearer {key}"}

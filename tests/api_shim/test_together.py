@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.api_shim.serving import ScriptedGenerator
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import make_request
 from tokenplace.api_shim import together
 from tokenplace.api_shim.answer import Answers
@@ -38,7 +38,7 @@ ALICE, BOB = "12D3KooWAlice", "12D3KooWBob"
 class Donors:
     """Asks another donor for each prompt; one that says "long" is refused."""
 
-    engine: FakeEngine = field(default_factory=lambda: FakeEngine(token_interval_s=0.001))
+    engine: EchoEngine = field(default_factory=lambda: EchoEngine(token_interval_s=0.001))
     most_running: int = 0
 
     @trio.as_safe_channel
@@ -88,7 +88,7 @@ async def test_only_a_few_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_the_first_that_fails_ends_all_with_its_own_error() -> None:
-    donors = Donors(FakeEngine(token_interval_s=3600))
+    donors = Donors(EchoEngine(token_interval_s=3600))
     answers = Answers([make_request(prompt) for prompt in ("one", "long", "four")])
     with pytest.raises(ContextLengthExceeded):
         await run(donors, answers)
@@ -96,7 +96,7 @@ async def test_the_first_that_fails_ends_all_with_its_own_error() -> None:
 
 
 async def test_leaving_early_frees_every_engine() -> None:
-    donors = Donors(FakeEngine(token_interval_s=3600))
+    donors = Donors(EchoEngine(token_interval_s=3600))
     answers = Answers([make_request(prompt) for prompt in ("one", "four")])
     async with open_parts(donors, answers.each) as parts:
         await anext(parts)
@@ -106,7 +106,7 @@ async def test_leaving_early_frees_every_engine() -> None:
 
 
 async def test_one_that_came_to_a_stop_string_is_left_while_others_go_on() -> None:
-    donors = Donors(FakeEngine(piece_bytes=1, token_interval_s=0.001))
+    donors = Donors(EchoEngine(piece_bytes=1, token_interval_s=0.001))
     answers = Answers([make_request(prompt, stop=("N",)) for prompt in ("yesNo" * 400, "four")])
     assert await run(donors, answers) == ["yes", "four"]
     assert donors.engine.n_cancelled == 1

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.api_shim.serving import CREATED, TINY_MODEL
 from tests.browser.chromium import Browser, Page
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.app import create_app
 from tokenplace.api_shim.catalog import ModelCard
 from tokenplace.api_shim.server import serve_api
@@ -65,7 +65,7 @@ async def serve_page(
     generator: Generator | None = None, offers: Offers | None = None, **options: Any
 ) -> AsyncIterator[PagePeer]:
     """Serve until the block exits."""
-    peer = PagePeer(generator or FakeEngine(), offers or Offers(), options)
+    peer = PagePeer(generator or EchoEngine(), offers or Offers(), options)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(partial(serve_api, peer, port=0))
         peer.address = f"http://127.0.0.1:{port}"

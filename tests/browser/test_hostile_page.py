@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.api_shim.serving import FakeCatalog
 from tests.browser.chromium import Browser
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.app import create_app
 from tokenplace.api_shim.guard import Guard
 from tokenplace.api_shim.server import serve_api
@@ -98,7 +98,7 @@ async def test_a_naive_server_is_at_everybodys_service(browser: Browser) -> None
     ],
 )
 async def test_a_hostile_page_reaches_nothing(browser: Browser, page: str, base: str) -> None:
-    engine, behind = FakeEngine(), NaiveServer()
+    engine, behind = EchoEngine(), NaiveServer()
     app = create_app(engine, FakeCatalog())
     async with served(app, Guard(behind), hostile_server) as (api_port, bare_port, hostile_port):
         page_url = page.format(port=api_port, hostile_port=hostile_port)

@@ -11,7 +11,7 @@ import trio
 from tests.api_shim.serving import TINY_MODEL, ScriptedGenerator, wait_until
 from tests.browser.chromium import Browser
 from tests.browser.page_lab import ALIAS, Chatting, Offers, one, quoted, serve_page, shown
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.access import Access, ApiKeys
 from tokenplace.errors import ConnectionLost, NoDonorForModel
 from tokenplace.generation import (
@@ -89,7 +89,7 @@ async def test_an_answer_streams_sealed(browser: Browser) -> None:
 
 
 async def test_the_conversation_grows_until_a_new_one(browser: Browser) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serve_page(engine) as peer:
         chat = await Chatting.open(browser, peer)
         await chat.page.click(".system summary")
@@ -110,7 +110,7 @@ async def test_the_conversation_grows_until_a_new_one(browser: Browser) -> None:
 
 
 async def test_stop_ends_the_donors_work(browser: Browser) -> None:
-    engine = FakeEngine(token_interval_s=0.02)
+    engine = EchoEngine(token_interval_s=0.02)
     async with serve_page(engine) as peer:
         chat = await Chatting.open(browser, peer)
         await chat.ask("A long tale. " * 500)
@@ -128,7 +128,7 @@ async def test_stop_ends_the_donors_work(browser: Browser) -> None:
 
 
 async def test_a_refusal_is_shown_and_asked_again(browser: Browser) -> None:
-    engine = FakeEngine(fail_after=0, error=NoDonorForModel(hint="Ask somebody to donate it."))
+    engine = EchoEngine(fail_after=0, error=NoDonorForModel(hint="Ask somebody to donate it."))
     async with serve_page(engine) as peer:
         chat = await Chatting.open(browser, peer)
         await chat.ask("Hello?")
@@ -197,6 +197,16 @@ async def test_parts_without_end_are_one(browser: Browser) -> None:
         assert 100 < await chat.page.evaluate(n_parts) < 1000
 
 
+async def test_a_fence_that_is_none_is_read_at_once(browser: Browser) -> None:
+    lines = ["~" * 200_000 + "`", "```" + "a" * 200_000 + "`", "~~~" + " " * 200_000 + "`"]
+    donor = ScriptedGenerator(script("\n".join(lines)))
+    async with serve_page(donor) as peer:
+        chat = await Chatting.open(browser, peer)
+        await chat.ask("Draw a fence")
+        assert (await chat.answer()).startswith("~~~")
+        assert await chat.page.evaluate("document.querySelectorAll('.turn .code').length") == 0
+
+
 async def test_the_policy_refuses_markup_from_text(browser: Browser) -> None:
     async with serve_page() as peer:
         chat = await Chatting.open(browser, peer)
@@ -244,7 +254,7 @@ async def test_reasoning_is_folded(browser: Browser) -> None:
 
 
 async def test_the_keyboard_and_screen_readers(browser: Browser) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serve_page(engine) as peer:
         chat = await Chatting.open(browser, peer)
         await chat.write("One")
@@ -268,7 +278,7 @@ async def test_the_keyboard_and_screen_readers(browser: Browser) -> None:
 
 
 async def test_the_choice_of_a_model(browser: Browser) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with serve_page(engine) as peer:
         chat = await Chatting.open(browser, peer)
         listed = f"[...{one('#model')}.options].map((option) => option.value)"

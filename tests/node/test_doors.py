@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.api_shim.serving import CHAT, FakeCatalog
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.app import create_app
 from tokenplace.errors import ConfigError
 from tokenplace.node.control import create_control_app
@@ -33,7 +33,7 @@ async def test_the_unix_socket_needs_no_key_and_is_private(tmp_path: Path, key_f
     path = tmp_path / "api.sock"
     settings = Settings(tmp_path, api_port=0, api_key_file=key_file, api_socket=path)
     said: list[str] = []
-    engine = FakeEngine()
+    engine = EchoEngine()
     app = create_app(engine, FakeCatalog(), access=access_of(settings))
     async with trio.open_nursery() as nursery:
         url = await open_doors(app, settings, nursery, said.append)
@@ -56,14 +56,14 @@ async def test_other_machines_are_named_with_a_warning(tmp_path: Path, key_file:
     settings = Settings(tmp_path, api_port=0, api_key_file=key_file, api_host="0.0.0.0")
     said: list[str] = []
     async with trio.open_nursery() as nursery:
-        await open_doors(create_app(FakeEngine(), FakeCatalog()), settings, nursery, said.append)
+        await open_doors(create_app(EchoEngine(), FakeCatalog()), settings, nursery, said.append)
         nursery.cancel_scope.cancel()
     (line,) = (line for line in said if line.startswith("API for other machines: 0.0.0.0, port "))
     assert line.endswith(", not encrypted")
 
 
 async def test_no_control_verb_is_served_over_tcp(tmp_path: Path) -> None:
-    app = create_app(FakeEngine(), FakeCatalog())
+    app = create_app(EchoEngine(), FakeCatalog())
     verbs = [route.path for route in create_control_app(dict).routes]  # type: ignore[attr-defined]
     assert "/status" in verbs
     async with trio.open_nursery() as nursery:

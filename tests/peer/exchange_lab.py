@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.answerers import answerer_of
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.memory import MemoryPeerStream, stream_pair
 from tokenplace.generation import (
     Event,
@@ -67,7 +67,7 @@ class Lab:
     streams: both ends of every stream opened so far: Alice's, Bob's.
     """
 
-    engine: Generator = field(default_factory=FakeEngine)
+    engine: Generator = field(default_factory=EchoEngine)
     max_read: int = 1 << 30
     remote_ip: str = "203.0.113.7"
     key_ring: KeyRing = field(default_factory=KeyRing)

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import Lab, make_request
 from tests.peer.memory import MemoryPeerStream
 from tests.peer.test_requester import Scripted
@@ -58,7 +58,7 @@ async def test_every_choice_arrives_whole() -> None:
 
 async def test_log_probabilities_of_every_choice_arrive(autojump_clock: MockClock) -> None:
     """More than one chunk holds, all at the same moment."""
-    engine = FakeEngine(piece_bytes=1)
+    engine = EchoEngine(piece_bytes=1)
     request = make_request(PROMPT * 4, n=defaults.MAX_CHOICES, top_logprobs=20)
     async with Lab(engine).running() as lab:
         events = await lab.ask(request)
@@ -75,7 +75,7 @@ async def test_log_probabilities_of_every_choice_arrive(autojump_clock: MockCloc
 
 
 async def test_all_that_a_request_says_reaches_the_engine() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     sampling = SamplingParams(repeat_penalty=1.5, repeat_last_n=7, logit_bias=((3, -1.0),))
     request = make_request(
         PROMPT, n=2, top_logprobs=0, output=JsonObject(), sampling=sampling, max_tokens=3
@@ -89,7 +89,7 @@ async def test_all_that_a_request_says_reaches_the_engine() -> None:
 
 async def test_the_wire_does_not_say_whose_request_it_is() -> None:
     """The bucket is what the donor sees, and never this peer's own."""
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine, remote_ip="not an address").running() as lab:
         await lab.ask(make_request(PROMPT, bucket="mine"))
     assert engine.requests[0].bucket not in ("", "mine")
@@ -109,12 +109,12 @@ async def begun(lab: Lab) -> tuple[Accepted, dict[int, tuple[int, ...]]]:
 
 
 async def test_another_donor_goes_on_where_the_first_broke_off() -> None:
-    async with Lab(FakeEngine(fail_after=3, error=DonorBusy())).running() as lab:
+    async with Lab(EchoEngine(fail_after=3, error=DonorBusy())).running() as lab:
         accepted, delivered = await begun(lab)
     assert {len(ids) for ids in delivered.values()} == {3}
     resumed = (Resume(1, delivered[1]), Resume(0, delivered[0][:1]))
     request = make_request(PROMPT, n=2, resume=resumed, prompt_digest=accepted.prompt_digest)
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         events = await lab.ask(request)
     assert engine.requests[0].resume == resumed
@@ -127,7 +127,7 @@ async def test_another_donor_goes_on_where_the_first_broke_off() -> None:
 
 
 async def test_only_the_choice_that_is_resumed_comes() -> None:
-    async with Lab(FakeEngine(fail_after=3, error=DonorBusy())).running() as lab:
+    async with Lab(EchoEngine(fail_after=3, error=DonorBusy())).running() as lab:
         accepted, delivered = await begun(lab)
     request = make_request(
         PROMPT, n=2, resume=(Resume(1, delivered[1]),), prompt_digest=accepted.prompt_digest
@@ -190,7 +190,7 @@ async def test_a_resumed_answer_neither_repeats_nor_skips(tokens: Tokens) -> Non
 async def test_the_longest_resume_crosses() -> None:
     ids = tuple(range(defaults.MAX_NEW_TOKENS - 1))
     request = make_request("x" * 2 * MIB, resume=(Resume(0, ids),), prompt_digest=b"d" * 32)
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         with pytest.raises(PromptMismatch):
             await lab.ask(request)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import (
     SIGNED_KEYS,
     SIGNED_LIVE,
@@ -89,7 +89,7 @@ def test_garbage_is_refused(data: bytes) -> None:
 @settings(max_examples=30)
 @given(st.data())
 def test_no_tampered_request_reaches_the_engine(data: st.DataObject) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
 
     async def refuse() -> Refusal:
         async with Lab(engine).running() as lab:
@@ -122,7 +122,7 @@ async def test_a_reply_key_that_cannot_be_used_is_bad_format() -> None:
 
 
 async def test_a_replayed_request_is_refused() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         frame, opener = lab.seal_request(make_request(PROMPT))
         stream = await lab.open_stream()
@@ -157,7 +157,7 @@ async def test_large_requests_share_a_budget(
 ) -> None:
     monkeypatch.setattr(defaults, "MAX_LARGE_REQUESTS_BYTES", 256 << 10)
     large = FRAME_LENGTH.pack(4 << 20) + bytes(300 << 10)
-    async with Lab(FakeEngine(piece_bytes=4096)).running() as lab:
+    async with Lab(EchoEngine(piece_bytes=4096)).running() as lab:
         hog = await lab.open_stream()
         await hog.send_all(large[: 200 << 10])
         await trio.sleep(1)
@@ -174,7 +174,7 @@ async def test_large_requests_share_a_budget(
 async def test_announcing_large_requests_takes_nothing_from_others(
     autojump_clock: MockClock,
 ) -> None:
-    async with Lab(FakeEngine(piece_bytes=4096)).running() as lab:
+    async with Lab(EchoEngine(piece_bytes=4096)).running() as lab:
         for _ in range(2 * defaults.MAX_LARGE_REQUESTS_BYTES // defaults.MAX_REQUEST_FRAME_BYTES):
             hog = await lab.open_stream()
             await hog.send_all(FRAME_LENGTH.pack(defaults.MAX_REQUEST_FRAME_BYTES))
@@ -225,7 +225,7 @@ async def end_it(stream: MemoryPeerStream, end: str) -> None:
 async def test_whatever_the_requester_does_next_cancels(
     end: str, autojump_clock: MockClock
 ) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         frame, _ = lab.seal_request(make_request("word " * 100))
         stream = await lab.open_stream()
@@ -241,7 +241,7 @@ async def test_whatever_the_requester_does_next_cancels(
 
 
 async def test_bytes_that_come_with_the_request_cancel_too(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         frame, _ = lab.seal_request(make_request("word " * 100))
         stream = await lab.open_stream()
@@ -252,7 +252,7 @@ async def test_bytes_that_come_with_the_request_cancel_too(autojump_clock: MockC
 
 
 async def test_a_requester_that_does_not_read_is_cut_off(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(piece_bytes=8192, token_interval_s=0.01)
+    engine = EchoEngine(piece_bytes=8192, token_interval_s=0.01)
     async with Lab(engine).running() as lab:
         frame, _ = lab.seal_request(make_request("word " * 100_000))
         stream = await lab.open_stream()
@@ -286,7 +286,7 @@ async def test_a_refusal_to_a_requester_gone_is_dropped(monkeypatch: pytest.Monk
 async def test_the_first_token_leaves_at_once_and_later_ones_on_the_tick(
     autojump_clock: MockClock,
 ) -> None:
-    async with Lab(FakeEngine(piece_bytes=1, token_interval_s=0.01)).running() as lab:
+    async with Lab(EchoEngine(piece_bytes=1, token_interval_s=0.01)).running() as lab:
         frame, opener = lab.seal_request(make_request("x" * 100))
         stream = await lab.open_stream()
         await stream.send_all(frame)
@@ -310,7 +310,7 @@ async def test_an_answer_that_takes_too_long_is_ended(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setattr(defaults, "MAX_EXCHANGE_S", 20.0)
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         frame, opener = lab.seal_request(make_request("word " * 100))
         stream = await lab.open_stream()
@@ -323,7 +323,7 @@ async def test_an_answer_that_takes_too_long_is_ended(
 
 
 async def test_a_donor_that_is_stopped_frees_its_engine(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     lab = Lab(engine)
     async with lab.running():
         frame, _ = lab.seal_request(make_request("word " * 100))

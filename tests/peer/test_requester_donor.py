@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import BOB, SIGNED_KEYS, SIGNED_LIVE, Lab, make_request, text_of
 from tokenplace import defaults
 from tokenplace.errors import (
@@ -65,7 +65,7 @@ async def collect(
 
 
 async def test_an_answer_arrives_whole() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         request = make_request("grüße aus dem speicher", attempt=1, stop=("x",))
         events = await lab.ask(request)
@@ -87,7 +87,7 @@ async def test_an_answer_arrives_whole() -> None:
     assert not bob.was_reset
 
 
-class Tidy(FakeEngine):
+class Tidy(EchoEngine):
     """Has something to do after its last event."""
 
     n_tidied = 0
@@ -111,7 +111,7 @@ async def test_an_engine_comes_to_its_own_end_and_nobody_waits(autojump_clock: M
 
 
 async def test_many_at_once_do_not_mix() -> None:
-    async with Lab(FakeEngine(token_interval_s=0.001)).running() as lab:
+    async with Lab(EchoEngine(token_interval_s=0.001)).running() as lab:
         answers: dict[str, bytes] = {}
 
         async def ask(prompt: str) -> None:
@@ -150,7 +150,7 @@ async def test_nothing_readable_crosses_the_stream() -> None:
 
 
 async def test_leaving_early_frees_the_engine(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=0.1)
+    engine = EchoEngine(token_interval_s=0.1)
     async with Lab(engine).running() as lab:
         async with lab.remote().generate(make_request("word " * 50)) as events:
             async for event in events:
@@ -164,7 +164,7 @@ async def test_leaving_early_frees_the_engine(autojump_clock: MockClock) -> None
 
 
 async def test_a_cancelled_app_frees_the_engine_at_once(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         with trio.move_on_after(5.5):
             await lab.ask(make_request("word " * 50))
@@ -174,7 +174,7 @@ async def test_a_cancelled_app_frees_the_engine_at_once(autojump_clock: MockCloc
 
 
 async def test_the_apps_own_error_comes_out_bare(autojump_clock: MockClock) -> None:
-    async with Lab(FakeEngine(token_interval_s=1.0)).running() as lab:
+    async with Lab(EchoEngine(token_interval_s=1.0)).running() as lab:
 
         async def fail() -> None:
             async with lab.remote().generate(make_request("word " * 50)) as events:
@@ -187,7 +187,7 @@ async def test_the_apps_own_error_comes_out_bare(autojump_clock: MockClock) -> N
 
 
 async def test_a_killed_donor_is_a_lost_connection(autojump_clock: MockClock) -> None:
-    async with Lab(FakeEngine(token_interval_s=0.1)).running() as lab:
+    async with Lab(EchoEngine(token_interval_s=0.1)).running() as lab:
         seen: list[Event] = []
 
         async def ask() -> None:
@@ -206,7 +206,7 @@ async def test_a_killed_donor_is_a_lost_connection(autojump_clock: MockClock) ->
 
 async def test_a_donor_that_stops_is_a_lost_connection(autojump_clock: MockClock) -> None:
     """Its host closes the stream in mid-answer: an end, but not the final chunk."""
-    async with Lab(FakeEngine(token_interval_s=0.1)).running() as lab:
+    async with Lab(EchoEngine(token_interval_s=0.1)).running() as lab:
 
         async def ask() -> None:
             async with lab.remote().generate(make_request("word " * 50)) as events:
@@ -261,7 +261,7 @@ async def test_a_donor_without_accepted_is_given_up(autojump_clock: MockClock) -
 
 
 async def test_a_slow_app_never_slows_the_donor(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=0.001)
+    engine = EchoEngine(token_interval_s=0.001)
     events: list[Event] = []
     async with Lab(engine).running() as lab:
         lab.nursery.start_soon(collect, lab, make_request("word " * 2000), events, 1000.0)
@@ -304,7 +304,7 @@ async def test_an_engines_error_arrives_as_what_it_is(
     received: type[TokenplaceError],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = FakeEngine(fail_after=n_tokens, error=sent)  # type: ignore[arg-type]
+    engine = EchoEngine(fail_after=n_tokens, error=sent)  # type: ignore[arg-type]
     async with Lab(engine).running() as lab:
         events: list[Event] = []
         with pytest.raises(received) as failure:
@@ -370,7 +370,7 @@ async def test_an_engine_that_breaks_the_order_is_an_internal_error(
 async def test_a_request_that_cannot_be_served_is_told_why(
     changes: dict[str, object], expected: type[TokenplaceError]
 ) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         with pytest.raises(expected) as failure:
             await lab.ask(make_request(**changes))  # type: ignore[arg-type]
@@ -388,7 +388,7 @@ async def test_a_prompt_over_the_limit_never_leaves() -> None:
 
 
 async def test_the_largest_prompt_is_served() -> None:
-    engine = FakeEngine(piece_bytes=1 << 19)
+    engine = EchoEngine(piece_bytes=1 << 19)
     prompt = "x" * (defaults.MAX_BODY_BYTES - 1000)
     async with Lab(engine).running() as lab:
         # The engine echoes pieces that fit no chunk: what matters is that the request got through.
@@ -400,7 +400,7 @@ async def test_the_largest_prompt_is_served() -> None:
 async def test_a_donor_that_is_finishing_serves_the_rest_and_no_more(
     autojump_clock: MockClock,
 ) -> None:
-    async with Lab(FakeEngine(token_interval_s=0.5)).running() as lab:
+    async with Lab(EchoEngine(token_interval_s=0.5)).running() as lab:
         answers: list[list[Event]] = []
 
         async def ask() -> None:
@@ -422,7 +422,7 @@ async def test_a_donor_that_is_finishing_serves_the_rest_and_no_more(
 async def test_an_answer_too_long_to_wait_for_is_told_why_it_ends(
     autojump_clock: MockClock,
 ) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         events: list[Event] = []
         async with trio.open_nursery() as nursery:
@@ -443,7 +443,7 @@ async def expect_finishing(lab: Lab, events: list[Event]) -> None:
 async def test_a_requester_that_does_not_read_holds_up_nobody_who_stops(
     autojump_clock: MockClock,
 ) -> None:
-    async with Lab(FakeEngine(piece_bytes=8192, token_interval_s=0.01)).running() as lab:
+    async with Lab(EchoEngine(piece_bytes=8192, token_interval_s=0.01)).running() as lab:
         frame, _ = lab.seal_request(make_request("word " * 100_000))
         await (await lab.open_stream()).send_all(frame)
         await trio.sleep(5)
@@ -546,7 +546,7 @@ async def test_an_unknown_key_is_named_so() -> None:
 
 
 async def test_one_bucket_has_its_limit_and_others_are_served(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     async with Lab(engine).running() as lab:
         refused: list[DonorBusy] = []
         served: list[bytes] = []
@@ -590,7 +590,7 @@ async def self_contained_ask(lab: Lab) -> None:
 
 async def test_no_prompt_and_no_answer_in_any_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    async with Lab(FakeEngine(fail_after=8, error=RuntimeError(CANARY))).running() as lab:  # type: ignore[arg-type]
+    async with Lab(EchoEngine(fail_after=8, error=RuntimeError(CANARY))).running() as lab:  # type: ignore[arg-type]
         with pytest.raises(DonorInternalError) as failure:
             await lab.ask(make_request(CANARY * 5, stop=(CANARY,)))
         with pytest.raises(InvalidRequest) as refusal:

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.answerers import FakeAnswerer, vector_of
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import BOB, TINY_MODEL, Lab
 from tokenplace import defaults
 from tokenplace.errors import (
@@ -264,7 +264,7 @@ async def test_what_cannot_be_answered_is_told_why(
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=["embed", "count", "score"])
 async def test_a_model_that_only_generates_says_so(question: Question) -> None:
-    async with Lab(FakeEngine()).running() as lab:
+    async with Lab(EchoEngine()).running() as lab:
         with pytest.raises(Unsupported) as refused:
             await ask(lab.remote(), question)
     assert refused.value.retry_elsewhere

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import trio.testing
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.errors import (
     ConnectionLost,
     ContextLengthExceeded,
@@ -47,7 +47,7 @@ REQUEST = GenerateRequest(
 )
 
 
-def open_engine(engine: FakeEngine) -> FakeEngine:
+def open_engine(engine: EchoEngine) -> EchoEngine:
     return engine
 
 
@@ -58,7 +58,7 @@ class FixedRoutes:
 
     def __init__(
         self,
-        *engines: FakeEngine,
+        *engines: EchoEngine,
         error: TokenplaceError | None = None,
         artifacts: str = "",
     ) -> None:
@@ -106,7 +106,7 @@ def text_of(events: Sequence[Event]) -> str:
 
 
 async def test_the_best_route_answers() -> None:
-    routes = FixedRoutes(FakeEngine(), FakeEngine())
+    routes = FixedRoutes(EchoEngine(), EchoEngine())
     router = router_over(routes)
     events = await collect(router)
     assert isinstance(events[0], Accepted)
@@ -120,14 +120,14 @@ async def test_the_best_route_answers() -> None:
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_an_answer_says_what_serves_it(streamed: bool) -> None:
-    routes = FixedRoutes(FakeEngine(fail_after=0, error=ConnectionLost()), FakeEngine())
+    routes = FixedRoutes(EchoEngine(fail_after=0, error=ConnectionLost()), EchoEngine())
     events = await collect(router_over(routes), replace(REQUEST, streamed=streamed))
     served = [event.served for event in events if isinstance(event, Accepted)]
     assert served == [f"tiny-{n}@sha256:{'a' * 12}" for n in (0, 1)]
 
 
 async def test_donors_are_asked_in_the_order_that_is_wished() -> None:
-    broken = [FakeEngine(fail_after=0, error=ConnectionLost()) for _ in range(3)]
+    broken = [EchoEngine(fail_after=0, error=ConnectionLost()) for _ in range(3)]
     router = router_over(FixedRoutes(*broken))
     wishes = Wishes(order=("donor-2", "nobody", "donor-1"))
     with pytest.raises(ConnectionLost):
@@ -137,7 +137,7 @@ async def test_donors_are_asked_in_the_order_that_is_wished() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionLost(), DonorBusy(), WorkerCrashed()])
 async def test_before_the_first_token_another_donor_is_asked(error: TokenplaceError) -> None:
-    routes = FixedRoutes(FakeEngine(fail_after=0, error=error), FakeEngine())
+    routes = FixedRoutes(EchoEngine(fail_after=0, error=error), EchoEngine())
     router = router_over(routes)
     events = await collect(router)
     assert text_of(events) == CANARY
@@ -147,8 +147,8 @@ async def test_before_the_first_token_another_donor_is_asked(error: TokenplaceEr
 
 
 async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_models() -> None:
-    broken = FakeEngine(fail_after=2, error=ConnectionLost())
-    routes = FixedRoutes(broken, FakeEngine(), artifacts="ab")
+    broken = EchoEngine(fail_after=2, error=ConnectionLost())
+    routes = FixedRoutes(broken, EchoEngine(), artifacts="ab")
     seen: list[Event] = []
     with pytest.raises(ConnectionLost):
         await collect(router_over(routes), seen=seen)
@@ -157,8 +157,8 @@ async def test_after_the_first_token_a_stream_fails_rather_than_mix_two_models()
 
 
 async def test_a_request_that_does_not_stream_starts_again_at_any_time() -> None:
-    broken = FakeEngine(fail_after=5, error=ConnectionLost())
-    routes = FixedRoutes(broken, FakeEngine(), artifacts="ab")
+    broken = EchoEngine(fail_after=5, error=ConnectionLost())
+    routes = FixedRoutes(broken, EchoEngine(), artifacts="ab")
     events = await collect(router_over(routes), replace(REQUEST, streamed=False))
     assert text_of(events) == CANARY, "and nothing of the first donor's answer"
     assert isinstance(events[-1], Finished)
@@ -167,14 +167,14 @@ async def test_a_request_that_does_not_stream_starts_again_at_any_time() -> None
 
 async def test_an_error_that_would_repeat_is_not_retried() -> None:
     error = ContextLengthExceeded("9 > 8")
-    routes = FixedRoutes(FakeEngine(fail_after=0, error=error), FakeEngine())
+    routes = FixedRoutes(EchoEngine(fail_after=0, error=error), EchoEngine())
     with pytest.raises(ContextLengthExceeded):
         await collect(router_over(routes))
     assert not routes.engines[1].requests
 
 
 async def test_three_attempts_are_the_end() -> None:
-    broken = [FakeEngine(fail_after=0, error=ConnectionLost()) for _ in range(5)]
+    broken = [EchoEngine(fail_after=0, error=ConnectionLost()) for _ in range(5)]
     routes = FixedRoutes(*broken)
     with pytest.raises(ConnectionLost) as caught:
         await collect(router_over(routes))
@@ -183,7 +183,7 @@ async def test_three_attempts_are_the_end() -> None:
 
 
 async def test_a_request_that_crashes_workers_is_retried_once() -> None:
-    broken = [FakeEngine(fail_after=0, error=WorkerCrashed()) for _ in range(3)]
+    broken = [EchoEngine(fail_after=0, error=WorkerCrashed()) for _ in range(3)]
     with pytest.raises(WorkerCrashed):
         await collect(router_over(FixedRoutes(*broken)))
     assert [len(engine.requests) for engine in broken] == [1, 1, 0]
@@ -191,7 +191,7 @@ async def test_a_request_that_crashes_workers_is_retried_once() -> None:
 
 async def test_all_busy_says_when_to_come_back() -> None:
     routes = FixedRoutes(
-        *(FakeEngine(fail_after=0, error=DonorBusy(retry_after_s=3.0)) for _ in range(2))
+        *(EchoEngine(fail_after=0, error=DonorBusy(retry_after_s=3.0)) for _ in range(2))
     )
     with pytest.raises(DonorBusy) as caught:
         await collect(router_over(routes))
@@ -211,7 +211,7 @@ async def test_nobody_at_all_is_no_donor_for_model() -> None:
 
 
 async def test_leaving_early_cancels_the_donor(autojump_clock: trio.testing.MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1)
+    engine = EchoEngine(token_interval_s=1)
     router = router_over(FixedRoutes(engine))
     async with router.generate(REQUEST) as events:
         async for event in events:
@@ -224,7 +224,7 @@ async def test_leaving_early_cancels_the_donor(autojump_clock: trio.testing.Mock
 
 async def test_no_text_in_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    routes = FixedRoutes(FakeEngine(fail_after=0, error=ConnectionLost()), FakeEngine())
+    routes = FixedRoutes(EchoEngine(fail_after=0, error=ConnectionLost()), EchoEngine())
     await collect(router_over(routes))
     assert "donor-1" in caplog.text
     assert CANARY not in caplog.text

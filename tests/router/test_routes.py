@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.dht.donating import NOW, Donor, identity_of, model_of
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import make_request
 from tokenplace.dht.donors import DirectoryCache, DonorRecord
 from tokenplace.dht.finder import FindResult
 from tokenplace.errors import (
+    ConfigError,
     ConnectionLost,
     ContextLengthExceeded,
     DonorBusy,
@@ -120,14 +121,17 @@ class Network:
             lambda: self.own,
             self.source,
             self.open_donor,
-            trust=lambda: self.trust,
+            trust=self.read_trust,
             why_nobody=lambda: "This peer is alone.",
             now=lambda: self.now,
         )
 
+    def read_trust(self) -> Trust:
+        return self.trust
+
     def open_donor(self, record: DonorRecord) -> Answerer:
         self.opened.append(record.peer_id)
-        return FakeEngine()
+        return EchoEngine()
 
 
 async def test_a_donor_is_a_candidate_with_its_own_figures() -> None:
@@ -179,9 +183,9 @@ async def test_a_pin_reaches_a_model_that_is_not_known_here() -> None:
 
 
 async def test_the_own_engine_is_a_route_and_others_are_not_waited_for() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     network = Network(FixedSource((record_of("alice", TINY_MODEL),)))
-    network.own = [OwnModel(STRANGE, FakeEngine(), 0), OwnModel(TINY_MODEL, engine, 3)]
+    network.own = [OwnModel(STRANGE, EchoEngine(), 0), OwnModel(TINY_MODEL, engine, 3)]
     own, other = await network.routes.find("auto", ANYTHING)
     assert own.candidate.is_own
     assert own.candidate.queue == 3
@@ -216,7 +220,7 @@ async def test_nobody_is_certain_only_after_a_complete_search(
 )
 async def test_only_a_donor_at_fault_rests(error: TokenplaceError, rests: bool) -> None:
     alice = record_of("alice", TINY_MODEL)
-    network = Network(FixedSource((alice,)), own=[OwnModel(TINY_MODEL, FakeEngine(), 0)])
+    network = Network(FixedSource((alice,)), own=[OwnModel(TINY_MODEL, EchoEngine(), 0)])
     own, other = await network.routes.find(KNOWN.name, ANYTHING)
     network.routes.failed(own.candidate, error)
     network.routes.failed(other.candidate, error)
@@ -225,7 +229,7 @@ async def test_only_a_donor_at_fault_rests(error: TokenplaceError, rests: bool) 
 
 def test_what_is_offered_now_names_this_peer_first() -> None:
     network = Network(FixedSource((record_of("alice", STRANGE),)))
-    network.own = [OwnModel(TINY_MODEL, FakeEngine(), 0)]
+    network.own = [OwnModel(TINY_MODEL, EchoEngine(), 0)]
     assert [offered.name for offered in network.routes.offered_now()] == [
         KNOWN.name,
         "strange-model",
@@ -263,7 +267,7 @@ async def donors_for(network: Network, demand: Demand, model: str = KNOWN.name) 
 async def test_a_candidate_says_what_the_model_can_do_and_what_it_is_called() -> None:
     offered = dataclasses.replace(TOOL_MODEL, name="other-name", quant="Q4_1")
     network = Network(FixedSource((record_of("alice", offered),)))
-    network.own = [OwnModel(offered, FakeEngine(), 1, 50.0, 5.0)]
+    network.own = [OwnModel(offered, EchoEngine(), 1, 50.0, 5.0)]
     own, other = await network.routes.find("auto", ANYTHING)
     for candidate in (own.candidate, other.candidate):
         assert candidate.name == KNOWN.name, "as this user's tables call it, not as the donor does"
@@ -287,9 +291,21 @@ async def test_tools_go_to_trusted_donors_as_they_are_trusted_now() -> None:
     assert await donors_for(network, WITH_TOOLS) == [alice.peer_id, bob.peer_id]
 
 
+async def test_a_damaged_list_of_trust_stops_only_what_needs_it() -> None:
+    class Damaged(Network):
+        def read_trust(self) -> Trust:
+            raise ConfigError("trust.json is damaged.")
+
+    alice = record_of("alice", TOOL_MODEL)
+    network = Damaged(FixedSource((alice,)))
+    assert await donors_for(network, ANYTHING) == [alice.peer_id]
+    with pytest.raises(ConfigError):
+        await donors_for(network, WITH_TOOLS)
+
+
 async def test_the_own_engine_is_trusted() -> None:
     network = Network(FixedSource((record_of("alice", TOOL_MODEL),)))
-    network.own = [OwnModel(TOOL_MODEL, FakeEngine(), 0)]
+    network.own = [OwnModel(TOOL_MODEL, EchoEngine(), 0)]
     assert await donors_for(network, WITH_TOOLS) == ["self"]
 
 
@@ -334,7 +350,7 @@ async def test_auto_is_the_best_that_can_do_it() -> None:
 async def test_who_ignores_the_own_engine_waits_for_another() -> None:
     alice = record_of("alice", TINY_MODEL)
     network = Network(FixedSource((), more=(alice,)))
-    network.own = [OwnModel(TINY_MODEL, FakeEngine(), 0)]
+    network.own = [OwnModel(TINY_MODEL, EchoEngine(), 0)]
     demand = Demand(features_of("chat"), wishes=Wishes(ignore=("self",)))
     assert await donors_for(network, demand) == [alice.peer_id]
     network.source.more = ()

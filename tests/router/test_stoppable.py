@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.router.test_router import CANARY, REQUEST, FixedRoutes, router_over, text_of
 from tokenplace import defaults
 from tokenplace.errors import PeerStopping
@@ -26,19 +26,19 @@ async def expect_stopping(generator: Stoppable, seen: list[Event], pause_s: floa
         await collect(generator, seen, pause_s)
 
 
-def stoppable_over(engine: FakeEngine) -> Stoppable:
+def stoppable_over(engine: EchoEngine) -> Stoppable:
     return Stoppable(router_over(FixedRoutes(engine)))
 
 
 async def test_an_answer_passes_unchanged() -> None:
-    generator, seen = stoppable_over(FakeEngine()), list[Event]()
+    generator, seen = stoppable_over(EchoEngine()), list[Event]()
     await collect(generator, seen)
     assert text_of(seen) == CANARY
     assert isinstance(seen[-1], Finished)
 
 
 async def test_what_runs_may_end_and_nothing_new_begins(autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=0.2)
+    engine = EchoEngine(token_interval_s=0.2)
     generator, seen = stoppable_over(engine), list[Event]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect, generator, seen)
@@ -57,7 +57,7 @@ async def test_what_runs_may_end_and_nothing_new_begins(autojump_clock: MockCloc
 
 @pytest.mark.parametrize("app_pause_s", [0.0, 5.0], ids=["waits", "is busy with the last event"])
 async def test_what_does_not_end_is_told_why(app_pause_s: float, autojump_clock: MockClock) -> None:
-    engine = FakeEngine(token_interval_s=1.0)
+    engine = EchoEngine(token_interval_s=1.0)
     generator, seen = stoppable_over(engine), list[Event]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect_stopping, generator, seen, app_pause_s)
@@ -71,7 +71,7 @@ async def test_what_does_not_end_is_told_why(app_pause_s: float, autojump_clock:
 
 
 async def test_an_app_may_close_its_events_first() -> None:
-    generator = stoppable_over(FakeEngine())
+    generator = stoppable_over(EchoEngine())
     async with generator.generate(REQUEST) as events:
         await events.receive()
         await events.aclose()

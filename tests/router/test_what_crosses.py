@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from tests.api_shim.serving import http_client, serving
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import BOB, TINY_MODEL, Lab
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import NO_WISHES, ChatInput
@@ -93,7 +93,7 @@ async def test_only_the_fields_of_gen1_cross_the_seal(
         return seal_request(payload, *target)
 
     monkeypatch.setattr("tokenplace.peer.requester.seal_request", spy)
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with Lab(engine).running() as lab:
         router = Router(OneRoute(lab), wall_clock=lambda: 1000.0, dice=Random(1))
         async with serving(router) as address, http_client(address) as client:

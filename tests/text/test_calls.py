@@ -40,7 +40,11 @@ TEXTS = st.one_of(
     st.text(max_size=6),
 )
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
@@ -158,6 +162,9 @@ def as_python_reads(value: Any) -> Any:
         ('[{"name": "Ann", "arguments": {}}]', '[{"name": "Ann", "arguments": {}}]', []),
         ("[Ann(a=1)]", "[Ann(a=1)]", []),
         ('<tool_call>{"name": "Ann", "arguments": {}}</tool_call>', "", [("Ann", "{}")]),
+        # It can be sent back: a name of characters that no tool has could not.
+        ('<tool_call>{"name": "a.dd é\\n"}</tool_call>', "", [("a_dd___", "{}")]),
+        ("[TOOL_CALLS]functions.add{}", "", [("functions_add", "{}")]),
         ("[TOOL_CALLS]Ann[ARGS]{}", "", [("Ann", "{}")]),
         (
             '[{"name": "add", "arguments": {}}, {"name": "Ann"}]',
@@ -321,6 +328,15 @@ def test_what_is_too_long_to_be_held_is_shown_at_once(monkeypatch: pytest.Monkey
     choice = Choice(tools=TOOLS)
     assert choice.feed(b'{"arguments": {"a"') == []
     assert choice.feed(b": 12345") == [Content('{"arguments": {"a": 12345')]
+
+
+@given(cuts=CUTS)
+def test_an_answer_has_no_more_calls_than_a_message_may_have(cuts: Iterable[int]) -> None:
+    one = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults, "MAX_TOOL_CALLS", 2)
+        found = found_in(one * 4, cuts)
+    assert found == Merged(one * 2, "", (Call("add", "{}"),) * 2)
 
 
 @given(cuts=CUTS)

@@ -95,12 +95,13 @@ def unix_listener(path: Path) -> Iterator[socket.socket]:
 
 
 def _listen_privately(listener: socket.socket, path: Path) -> None:
-    if path.exists() and not path.is_socket():
-        raise ConfigError(f"{path} exists and is not a socket.", hint="Move it away.")
-    if path.exists() and _is_served(path):
-        raise ConfigError(f"{path} is in use.", hint="Another peer runs there: stop it first.")
     # Bound elsewhere and made private before it listens: at no time may others connect.
     temporary = path.with_name(path.name + ".new")
+    for place in (path, temporary):
+        if place.exists() and not place.is_socket():
+            raise ConfigError(f"{place} exists and is not a socket.", hint="Move it away.")
+    if path.exists() and _is_served(path):
+        raise ConfigError(f"{path} is in use.", hint="Another peer runs there: stop it first.")
     try:
         temporary.unlink(missing_ok=True)
         listener.bind(str(temporary))

@@ -1,6 +1,7 @@
 """`tokenplace peer trust`: whose tool calls this user's programs may carry out.
 
-It changes a file in the home, which a running peer reads anew for every request.
+It changes a file in the home, which a running peer reads anew for every request with
+tools.
 """
 
 from __future__ import annotations

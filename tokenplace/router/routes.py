@@ -29,7 +29,7 @@ from tokenplace.peer.adverts import DonorState, OfferedModel
 from tokenplace.router.demand import Demand, screen, sought
 from tokenplace.router.policy import Candidate, rank_of
 from tokenplace.router.router import RETRY_AFTER_S, Route
-from tokenplace.router.trust import Trust
+from tokenplace.router.trust import NO_TRUST, Trust
 
 SEARCH_DEADLINE_S: Final = 10.0
 OWN_SEARCH_DEADLINE_S: Final = 0.0  # the own engine answers: others are asked only if known already
@@ -103,7 +103,8 @@ class NetworkRoutes:
     async def find(self, model: str, demand: Demand) -> Sequence[Route]:
         """See `router.Routes`."""
         wanted = self._names().resolve(model)
-        trust = self._trust()
+        # Nothing else is a matter of trust, so a damaged list must not stop it.
+        trust = self._trust() if demand.has_tools else NO_TRUST
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
         result = await self._source.find(

@@ -39,6 +39,7 @@ _MARKERS: Final = tuple(CLOSE_OF)
 _MARKER: Final = re.compile("|".join(map(re.escape, CLOSE_OF)))
 _MARKER_BEGIN: Final = re.compile(r"[<\[]")
 _NAME: Final = re.compile(r"[-.\w]*")
+_NOT_IN_NAMES: Final = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 class _Output:
@@ -309,13 +310,19 @@ class CallSplit:
                 yield from self._reader.literal("null")
 
     def _begin(self, name: str, *, is_bare: bool) -> None:
-        """The name is known: from here on it is a call, whatever comes."""
+        """The name is known: from here on it is a call, whatever comes.
+
+        Apps send back what an answer called, with what came of it, so no more calls are made, and
+        no other names, than a conversation may have.
+        """
         if is_bare and name not in self._tools:
             raise UnexpectedText
         if not 0 < len(name) <= defaults.MAX_TOOL_NAME_CHARS:
             raise UnexpectedText
+        if self._output.n_calls == defaults.MAX_TOOL_CALLS:
+            raise UnexpectedText
         self._reader.drop()
-        self._output.begin(name)
+        self._output.begin(_NOT_IN_NAMES.sub("_", name))
 
 
 def _marker_place(text: str, place: int) -> int:

@@ -27,7 +27,9 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class CallBegin:
-    """The model calls the tool `name`. `index` counts the calls of an answer from 0."""
+    """The model calls the tool `name`, in which "_" stands for what no tool's name may have.
+    `index` counts the calls of an answer from 0.
+    """
 
     index: int
     name: str

@@ -30,7 +30,7 @@ from tests.api_shim.encrypted.client import (
 )
 from tests.api_shim.serving import TINY_MODEL, RefusingGenerator, http_client, serving
 from tests.conftest import ROOT
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.api_shim.encrypted import completions
 from tokenplace.defaults import MAX_MESSAGES
 from tokenplace.errors import ConnectionLost, NoDonorForModel
@@ -136,7 +136,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("path", [CHAT, "/api/v1/chat/completions", "/api/v2/chat/completions"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 async def test_a_chat_is_answered_as_in_clear(path: str, options: dict[str, Any]) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     async with encrypted_api(engine) as api:
         response = await api.post(path, api.client.body(MESSAGES, **ASK, **options))
         plain = await api.post(path, {"messages": MESSAGES, **ASK, **options})
@@ -254,7 +254,7 @@ async def aborted_stream(api: Api, body: object) -> str:
 
 
 async def test_a_failure_in_mid_stream_is_an_event_in_clear() -> None:
-    async with encrypted_api(FakeEngine(fail_after=2, error=ConnectionLost())) as api:
+    async with encrypted_api(EchoEngine(fail_after=2, error=ConnectionLost())) as api:
         text = await aborted_stream(api, api.client.body(MESSAGES, stream=True, **ASK))
     *sealed, last = [json.loads(block[6:]) for block in text.split("\n\n") if block[:1] == "d"]
     assert "".join(
@@ -343,7 +343,7 @@ async def test_one_answer_to_all_that_cannot_be_opened(
     stream: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     caplog.set_level(logging.DEBUG)
     answers = set()
     async with encrypted_api(engine) as api:

@@ -136,8 +136,10 @@ def call(**fields: Any) -> dict[str, Any]:
         ({"temperature": True}, "temperature", "invalid_type"),
         ({"top_p": 1.5}, "top_p", "decimal_above_max_value"),
         ({"min_p": -1}, "min_p", "decimal_below_min_value"),
-        ({"top_k": -1}, "top_k", "integer_below_min_value"),
+        ({"top_k": -2}, "top_k", "integer_below_min_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
         ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": -2}, "max_tokens", "integer_below_min_value"),
         ({"max_completion_tokens": 10**9}, "max_completion_tokens", "integer_above_max_value"),
         ({"max_tokens": 1.5}, "max_tokens", "invalid_type"),
         ({"seed": 2**63}, "seed", "integer_above_max_value"),
@@ -166,7 +168,12 @@ def call(**fields: Any) -> dict[str, Any]:
             "missing_required_parameter",
         ),
         (message("user", content=None), "messages[0].content", "invalid_value"),
-        (message("assistant", content=None), "messages[0].content", "invalid_value"),
+        (message("system", content=None), "messages[0].content", "invalid_value"),
+        (
+            message("tool", content=None, tool_call_id="call_1"),
+            "messages[0].content",
+            "invalid_value",
+        ),
         (message("user", content="\ud800"), "messages[0].content", "invalid_value"),
         (
             message("user", content=[TEXT_PART, {"type": "image_url", "image_url": {}}]),
@@ -237,7 +244,8 @@ def test_chat_parameter_is_refused_by_name(extra: dict[str, Any], param: str, co
         ({"prompt": ["a", 1]}, "prompt[1]", "invalid_value"),
         ({"prompt": [1, "a"]}, "prompt", "invalid_value"),
         ({"prompt": [1, True]}, "prompt", "invalid_value"),
-        ({"prompt": [-1]}, "prompt[0]", "invalid_value"),
+        ({"prompt": [-1]}, "prompt", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
         ({"prompt": [[1], [2**32]]}, "prompt[1]", "invalid_value"),
         ({"prompt": [[1], []]}, "prompt[1]", "invalid_value"),
         ({"prompt": ["a"] * 129}, "prompt", "invalid_value"),
@@ -317,7 +325,22 @@ def test_values_that_ask_for_nothing_are_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"content": "Hello", "tool_calls": None}, {"content": None, "tool_calls": [call()]}]
+    "fields",
+    [
+        {"content": "Hello", "tool_calls": None},
+        {"content": None, "tool_calls": [call()]},
+        {"content": None, "tool_calls": None},  # thoughts alone
+        {"content": None, "tool_calls": []},
+        {},
+        {"content": '{"city": "Paris"}', "parsed": {"city": "Paris"}},
+        {
+            "content": None,
+            "parsed": None,
+            "tool_calls": [
+                call(function={"name": "f", "arguments": "{}", "parsed_arguments": {"city": None}})
+            ],
+        },
+    ],
 )
 def test_an_earlier_answer_can_be_sent_back_as_the_sdk_dumps_it(fields: dict[str, Any]) -> None:
     dumped: dict[str, Any] = {

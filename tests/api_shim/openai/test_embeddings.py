@@ -109,7 +109,7 @@ def test_what_was_asked_is_what_is_requested(asked: Any, dimensions: int | None)
         ({"input": [[1, 2], []]}, "input[1]"),
         ({"input": [[1, 2], "Hello", [-1]]}, "input[2]"),
         ({"input": [1, "Hello"]}, "input"),
-        ({"input": [2**32]}, "input[0]"),
+        ({"input": [2**32]}, "input"),
         ({"input": {"text": "Hello"}}, "input"),
         ({"input": ["Hello"] * (MAX_EMBED_INPUTS + 1)}, "input"),
         ({"input": "\ud800"}, "input"),

@@ -21,7 +21,7 @@ from tests.api_shim.serving import (
     serving,
     wait_until,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tokenplace.errors import ContextLengthExceeded
 from tokenplace.generation import (
     Accepted,
@@ -126,8 +126,8 @@ async def test_an_answer_with_a_form_has_no_thoughts_before_it() -> None:
 
 async def test_logprobs_plain_and_streamed() -> None:
     body = {**CHAT, "logprobs": True, "top_logprobs": 2}
-    plain = (await ask(FakeEngine(), body)).json()["choices"][0]
-    streamed = events_of(await ask(FakeEngine(), {**body, "stream": True}))
+    plain = (await ask(EchoEngine(), body)).json()["choices"][0]
+    streamed = events_of(await ask(EchoEngine(), {**body, "stream": True}))
     tokens = plain["logprobs"]["content"]
     assert "".join(token["token"] for token in tokens) == plain["message"]["content"]
     assert {len(token["top_logprobs"]) for token in tokens} == {2}
@@ -137,8 +137,8 @@ async def test_logprobs_plain_and_streamed() -> None:
 
 async def test_old_logprobs_plain_and_streamed() -> None:
     body = {"model": TINY_MODEL, "prompt": "Grüße", "logprobs": 1}
-    plain = (await ask(FakeEngine(), body, TEXT_PATH)).json()["choices"][0]["logprobs"]
-    streamed = events_of(await ask(FakeEngine(), {**body, "stream": True}, TEXT_PATH))
+    plain = (await ask(EchoEngine(), body, TEXT_PATH)).json()["choices"][0]["logprobs"]
+    streamed = events_of(await ask(EchoEngine(), {**body, "stream": True}, TEXT_PATH))
     assert plain["text_offset"] == [0, 2, 4]
     assert plain["tokens"] == ["bytes:\\x47\\x72\\xc3", "bytes:\\xbc\\xc3\\x9f", "e"]
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
@@ -147,7 +147,7 @@ async def test_old_logprobs_plain_and_streamed() -> None:
 
 
 async def test_prompts_times_n_are_choices_in_openais_order() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     prompts = ["Once", [7, 8], "there"]
     body = {"model": TINY_MODEL, "prompt": prompts, "n": 2, "max_tokens": 99}
     answer = (await ask(engine, body, TEXT_PATH)).json()
@@ -169,7 +169,7 @@ async def test_prompts_times_n_are_choices_in_openais_order() -> None:
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_an_echo_comes_first(is_streamed: bool) -> None:
     body = {"model": TINY_MODEL, "prompt": ["One", "Two"], "echo": True, "stream": is_streamed}
-    answer = await ask(FakeEngine(), body, TEXT_PATH)
+    answer = await ask(EchoEngine(), body, TEXT_PATH)
     objects = events_of(answer) if is_streamed else [answer.json()]
     texts = ["", ""]
     for choice in (choice for each in objects for choice in each["choices"]):
@@ -181,7 +181,7 @@ async def test_an_echo_comes_first(is_streamed: bool) -> None:
 class OneTooLong:
     """Refuses the prompt "long"."""
 
-    engine: FakeEngine
+    engine: EchoEngine
 
     @trio.as_safe_channel
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -193,7 +193,7 @@ class OneTooLong:
 
 
 async def test_one_prompt_that_fails_is_the_answers_error() -> None:
-    engine = FakeEngine(token_interval_s=3600)
+    engine = EchoEngine(token_interval_s=3600)
     body = {"model": TINY_MODEL, "prompt": ["One", "long"]}
     answer = await ask(OneTooLong(engine), body, TEXT_PATH)
     assert answer.status_code == 400
@@ -252,7 +252,7 @@ async def test_chat_and_models_are_under_every_prefix(prefix: str) -> None:
 async def test_an_app_that_hangs_up_stops_its_donors(
     path: str, body: dict[str, Any], is_streamed: bool
 ) -> None:
-    engine = FakeEngine(token_interval_s=3600)
+    engine = EchoEngine(token_interval_s=3600)
     n_requests = 1 if path == CHAT_PATH else 3
     async with serving(engine) as address:
         data = json.dumps({**body, "stream": is_streamed}).encode()
@@ -265,7 +265,7 @@ async def test_an_app_that_hangs_up_stops_its_donors(
 
 
 async def test_a_forced_call_begins_without_thoughts() -> None:
-    engine = FakeEngine()
+    engine = EchoEngine()
     body = {**CHAT, "tools": TOOLS, "tool_choice": "required"}
     await ask(engine, body)
     (request,) = engine.requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -74,18 +75,33 @@ def expected_message(message: dict[str, Any]) -> dict[str, Any]:
     role = message["role"]
     said = {"role": "system" if role == "developer" else role}
     said["content"] = text_of(message.get("content"))
-    kept = ("tool_calls", *(("tool_call_id", "name") if role == "tool" else ()))
+    kept = ("tool_call_id", "name") if role == "tool" else ()
+    if message.get("tool_calls"):
+        said["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": arguments_of(call)}}
+            for call in message["tool_calls"]
+        ]
     return said | {name: message[name] for name in kept if name in message}
+
+
+def arguments_of(call: dict[str, Any]) -> str:
+    """As every template can use them."""
+    text: str = call["function"]["arguments"]
+    with suppress(ValueError):
+        if text == "" or isinstance(json.loads(text), dict):
+            return text
+    return json.dumps({"INVALID_JSON": text}, ensure_ascii=False, separators=(",", ":"))
 
 
 def check_shared(request: GenerateRequest, body: dict[str, Any]) -> None:
     """Everything that is said of an answer is what the body says of it."""
     sampling = request.sampling
-    for name in ("temperature", "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"):
+    for name in ("temperature", "min_p", "typical_p", "repeat_penalty", "repeat_last_n"):
         said = body.get(name)
         assert getattr(sampling, name) == (
             getattr(SamplingParams(), name) if said is None else said
         )
+    assert sampling.top_k == (40 if body.get("top_k") is None else max(0, body["top_k"]))
     for name in ("presence_penalty", "frequency_penalty"):
         assert getattr(sampling, name) == (body.get(name) or 0)
     assert sampling.top_p == pytest.approx(0.95 if body.get("top_p") is None else body["top_p"])
@@ -140,7 +156,8 @@ def test_any_valid_chat_says_the_same_as_a_request(body: dict[str, Any]) -> None
     else:
         assert chat.tool_choice == choice
     assert chat.parallel_tool_calls == (body.get("parallel_tool_calls") is not False)
-    assert request.max_tokens == (body.get("max_completion_tokens") or body.get("max_tokens"))
+    max_tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    assert request.max_tokens == (None if max_tokens == -1 else max_tokens)
     expected = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
     assert request.top_logprobs == expected
     match request.output:
@@ -164,7 +181,8 @@ def test_any_valid_completion_says_the_same_as_requests(body: dict[str, Any]) ->
             assert request.input == TextInput(said)
         else:
             assert request.input == IdsInput(tuple(said))
-        assert request.max_tokens == (body.get("max_tokens") or 16)
+        max_tokens = body.get("max_tokens") or 16
+        assert request.max_tokens == (None if max_tokens == -1 else max_tokens)
         assert request.top_logprobs == body.get("logprobs")
         assert request.output is None
         check_gen1(request)
@@ -211,6 +229,47 @@ def test_a_conversation_with_tools_arrives() -> None:
         tool_choice=NamedTool("f"),
         parallel_tool_calls=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ("", ""),
+        ('{"city": "Paris"}', '{"city": "Paris"}'),
+        ('{"city": "Par', '{"INVALID_JSON":"{\\"city\\": \\"Par"}'),
+        ("[1]", '{"INVALID_JSON":"[1]"}'),
+        ('{"t": NaN}', '{"INVALID_JSON":"{\\"t\\": NaN}"}'),
+        ('{"t": "\\ud83d"}', '{"INVALID_JSON":"{\\"t\\": \\"\\\\ud83d\\"}"}'),
+        ("[" * 100_000, '{"INVALID_JSON":"' + "[" * 100_000 + '"}'),
+    ],
+)
+def test_a_call_that_was_written_wrong_does_not_end_the_conversation(
+    arguments: str, shown: str
+) -> None:
+    call = {"id": "call_1", "function": {"name": "f", "arguments": arguments}}
+    turns = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "That was no JSON.", "tool_call_id": "call_1"},
+    ]
+    chat = chat_of({"model": TINY_MODEL, "messages": turns}).input
+    assert isinstance(chat, ChatInput)
+    assert chat.messages[1].tool_calls == (ToolCall("call_1", "f", shown),)
+
+
+@pytest.mark.parametrize(
+    ("said", "penalty", "n_back"),
+    [
+        ({"repetition_penalty": 1.5}, 1.5, 65_536),
+        ({"repetition_penalty": 1.5, "repeat_last_n": 8}, 1.5, 8),
+        ({"repetition_penalty": 1.5, "repeat_penalty": 1.25}, 1.25, 64),
+    ],
+)
+def test_vllms_name_of_the_penalty_looks_back_at_everything(
+    said: dict[str, Any], penalty: float, n_back: int
+) -> None:
+    sampling = chat_of({**CHAT, **said}).sampling
+    assert (sampling.repeat_penalty, sampling.repeat_last_n) == (penalty, n_back)
 
 
 def test_said_values_arrive() -> None:

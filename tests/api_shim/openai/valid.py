@@ -54,6 +54,10 @@ MESSAGES = st.one_of(
         optional={"content": optional(st.text() | PARTS)},
     ),
     st.fixed_dictionaries(
+        {"role": st.just("assistant")},
+        optional={"content": st.none(), "tool_calls": st.sampled_from([None, []])},
+    ),
+    st.fixed_dictionaries(
         {"role": st.just("tool"), "content": st.text() | PARTS, "tool_call_id": IDS},
         optional={"name": NAMES},
     ),
@@ -100,13 +104,14 @@ LOGPROBS = st.one_of(
 FORMS = st.sampled_from([{"type": "text"}, {"type": "json_object"}]) | OBJECTS.map(
     lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 )
+LIMITS = st.just(-1) | st.integers(1, 131_072)
 WISHES = st.lists(st.text(min_size=1, max_size=20), max_size=3)
 SHARED: dict[str, st.SearchStrategy[Any]] = {
     "temperature": optional(st.floats(0, 2)),
     "top_p": optional(st.floats(0, 1)),
     "min_p": optional(st.floats(0, 1)),
     "typical_p": optional(st.floats(0, 1, exclude_min=True)),
-    "top_k": optional(st.integers(0, 1 << 20)),
+    "top_k": optional(st.integers(-1, 1 << 20)),
     "repeat_penalty": optional(st.floats(0, 10, exclude_min=True)),
     "repeat_last_n": optional(st.integers(0, 65_536)),
     "presence_penalty": optional(st.floats(-2, 2)),
@@ -114,7 +119,7 @@ SHARED: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": optional(
         st.dictionaries(st.integers(0, 999_999_999).map(str), st.floats(-100, 100), max_size=3)
     ),
-    "max_tokens": optional(st.integers(1, 131_072)),
+    "max_tokens": optional(LIMITS),
     "stop": optional(st.text(min_size=1, max_size=64) | st.lists(IDS, max_size=4)),
     "seed": optional(st.integers(-(2**63), 2**63 - 1)),
     "n": optional(st.integers(1, 16)),
@@ -146,7 +151,7 @@ CHATS: st.SearchStrategy[Body] = st.builds(
         },
         optional={
             **SHARED,
-            "max_completion_tokens": optional(st.integers(1, 131_072)),
+            "max_completion_tokens": optional(LIMITS),
             "response_format": optional(FORMS),
             "metadata": optional(OBJECTS),
             "reasoning_effort": st.sampled_from([None, "none", "minimal", "low", "high", "xhigh"]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.hosts import wait_until
 from tokenplace import defaults
 from tokenplace.cli.processes import LOOPBACK
@@ -128,7 +128,7 @@ async def open_liar(bootstrap: str, model: OfferedModel, lie: Lie) -> AsyncItera
             donor_id=identity.peer_id_bytes,
             key_ring=keys,
             epochs=epochs,
-            models=lambda: {model.artifact: FakeEngine(token_interval_s=0.1)},
+            models=lambda: {model.artifact: EchoEngine(token_interval_s=0.1)},
             admission=Admission(),
             signed_keys=announcer.signed_keys,
             signed_live=announcer.signed_live,

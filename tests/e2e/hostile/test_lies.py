@@ -26,7 +26,7 @@ from tests.e2e.hostile.lies import (
     LiarsEnd,
     Told,
 )
-from tests.fakes import FakeEngine
+from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import NETWORK, TINY_MODEL, make_request, text_of
 from tests.peer.hosts import LOOPBACK
 from tokenplace import defaults
@@ -153,7 +153,7 @@ async def tell_all() -> dict[str, Outcome]:
     outcomes = {told.name: Outcome() for told in LIES}
     limit = trio.CapacityLimiter(AT_ONCE)
     async with (
-        open_donors(FakeEngine(token_interval_s=0.01)) as donors,
+        open_donors(EchoEngine(token_interval_s=0.01)) as donors,
         open_host(throwaway_identity()) as asker,
         trio.open_nursery() as bystanders,
     ):

@@ -5,7 +5,10 @@
 
 // What comes after so many parts is shown as one: a donor could send a million empty ones.
 const MAX_PARTS = 500;
-const FENCE = /^ {0,3}(```+|~~~+)[ \t]*([^\s`]*)[^`]*$/;
+// Only what has one way to match: a pattern for all of the line would try a donor's thousand tildes
+// in more ways than a browser lives for.
+const FENCE = /^ {0,3}(`{3,}|~{3,})/;
+const LANGUAGE = /^[ \t]*(\S*)/;
 
 /** Parts of a text: prose, and code between fences; an open fence goes to the end. Pure. */
 export function partsOf(text) {
@@ -19,11 +22,12 @@ export function partsOf(text) {
     lines = [];
   };
   for (const line of text.split("\n")) {
-    const found = parts.length < MAX_PARTS ? line.match(FENCE) : null;
-    const isEnd = found && fence && found[1].startsWith(fence) && !found[2];
+    const found = parts.length < MAX_PARTS ? fenceOf(line) : null;
+    const isEnd = found && fence && found.marks.startsWith(fence) && !found.language;
     if (found && !fence) {
       flush("prose");
-      [, fence, language] = found;
+      fence = found.marks;
+      language = found.language;
     } else if (isEnd) {
       flush("code");
       fence = language = "";
@@ -35,6 +39,14 @@ export function partsOf(text) {
   return parts.map((part) =>
     part.kind === "prose" ? { ...part, content: part.content.trim() } : part,
   );
+}
+
+/** The fence that a line is, and the language it names; null if it is none. */
+function fenceOf(line) {
+  const found = line.match(FENCE);
+  if (!found) return null;
+  const rest = line.slice(found[0].length);
+  return rest.includes("`") ? null : { marks: found[1], language: rest.match(LANGUAGE)[1] };
 }
 
 /** An element that shows a growing text; what is there already stays, so it can be selected. */
