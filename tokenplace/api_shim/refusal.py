@@ -122,7 +122,7 @@ def bare(errors: ExceptionGroup) -> Exception:
 def refusal_of_status(status: int, headers: Mapping[str, str] | None = None) -> Refusal:
     """What to say where the framework only knows a status: no such path, wrong method."""
     message, code = {
-        404: ("There is nothing at this path.", "unknown_url"),
+        404: ("There is nothing at this path: the API is under /v1.", "unknown_url"),
         405: ("This path does not know that method.", "method_not_allowed"),
     }.get(status, ("The request was refused.", None))
     return Refusal(status, message, code, None, headers or {})

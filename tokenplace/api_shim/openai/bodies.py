@@ -2,9 +2,10 @@
 
 As strict as OpenAI: an unknown name is refused, so a typing error never passes for a wish that was
 heard. Differs in names that users of llama.cpp know and OpenAI does not have: `top_k`, `min_p`,
-`typical_p`, `repeat_penalty`, `repeat_last_n` and `ignore_eos`; and in `provider`, which users of
-OpenRouter know. What is not supported is refused by name, but taken in the values that ask for
-nothing, because SDKs send those. Numbers are those of gen/1 (docs/protocol.md, section 7).
+`typical_p`, `repeat_penalty`, `repeat_last_n` and `ignore_eos`; in `repetition_penalty`, which
+users of vLLM know; and in `provider`, which users of OpenRouter know. What is not supported is
+refused by name, but taken in the values that ask for nothing, because SDKs send those. Numbers are
+those of gen/1 (docs/protocol.md, section 7), and -1 where those programs say "no limit" so.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tokenplace.api_shim.openai.fields import (
     Null,
     One,
     Penalty,
+    RepeatPenalty,
     Schema,
     Share,
     ShareAbove0,
@@ -89,12 +91,14 @@ class GenerationBody(Body):
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     # llama.cpp's names, beyond OpenAI's
-    top_k: Annotated[int | None, Field(ge=0, le=MAX_TOP_K)] = None
+    top_k: Annotated[int | None, Field(ge=-1, le=MAX_TOP_K)] = None
     min_p: Share = None
     typical_p: ShareAbove0 = None
-    repeat_penalty: Annotated[float | None, Field(gt=0.0, le=10.0, allow_inf_nan=False)] = None
+    repeat_penalty: RepeatPenalty = None
     repeat_last_n: Annotated[int | None, Field(ge=0, le=MAX_REPEAT_LAST_N)] = None
     ignore_eos: bool | None = None
+    # vLLM's: a `repeat_penalty` that looks back at everything
+    repetition_penalty: RepeatPenalty = None
     # OpenRouter's
     provider: Provider | None = None
 

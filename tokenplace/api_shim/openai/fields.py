@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from tokenplace.defaults import (
     API_MAX_WISH_CHARS,
@@ -35,6 +35,9 @@ from tokenplace.defaults import (
     MAX_STOP_STRINGS,
     MAX_TOOL_NAME_CHARS,
 )
+
+NO_LIMIT: Final = -1
+"""What users of llama.cpp say for as many tokens as there is room for."""
 
 _TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 _TOOL_NAME: Final = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME_CHARS}}}")
@@ -131,6 +134,12 @@ def _short_stop(value: str) -> str:
     return value
 
 
+def _not_0(value: int) -> int:
+    if value == 0:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return value
+
+
 def _few_ids(value: object) -> object:
     if isinstance(value, dict):
         if len(value) > MAX_LOGIT_BIAS:
@@ -166,7 +175,8 @@ def _inside(value: object) -> Iterator[object]:
         yield from value
 
 
-def _sendable_object(value: dict[str, Any]) -> dict[str, Any]:
+def sendable_object(value: dict[str, Any]) -> dict[str, Any]:
+    """The same, if it can go to a donor and into templates and grammars."""
     if _is_deep(value):
         raise invalid(f"it is nested more than {MAX_SCHEMA_DEPTH} deep.")
     try:
@@ -201,10 +211,16 @@ Stop = Annotated[
     Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
     BeforeValidator(_list_of_stops, json_schema_input_type=str | list[str] | None),
 ]
-MaxTokens = Annotated[int | None, Field(ge=1, le=MAX_NEW_TOKENS)]
+TokenLimit = Annotated[
+    int,
+    Field(ge=NO_LIMIT, le=MAX_NEW_TOKENS, json_schema_extra={"not": {"const": 0}}),
+    AfterValidator(_not_0),
+]
+MaxTokens = TokenLimit | None
 Share = Annotated[float | None, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 ShareAbove0 = Annotated[float | None, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[float | None, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+RepeatPenalty = Annotated[float | None, Field(gt=0.0, le=10.0, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
 Biases = Annotated[
     dict[str, Bias],
@@ -216,7 +232,7 @@ Biases = Annotated[
         }
     ),
 ]
-JsonValues = Annotated[dict[str, Any], AfterValidator(_sendable_object)]
+JsonValues = Annotated[dict[str, Any], AfterValidator(sendable_object)]
 Schema = Annotated[JsonValues, AfterValidator(_small_schema)]
 ToolName = Annotated[
     str,

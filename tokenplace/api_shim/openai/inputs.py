@@ -47,7 +47,7 @@ class OneOrMany:
             raise invalid("it must be a text, token ids, or an array of such, and not empty.")
         if isinstance(value, str):
             return (whole_unicode(value),)
-        if _is_id(value[0]):
+        if type(value[0]) is int:
             return (_ids(value),)
         if len(value) > self._max_items:
             raise invalid(f"it may hold at most {self._max_items} texts.")

@@ -105,10 +105,13 @@ Description = Annotated[str, WholeUnicode, AfterValidator(_short_description)]
 
 
 class CalledFunction(Body):
-    """What a model called in an earlier turn. `arguments` is JSON text, or empty."""
+    """What a model called in an earlier turn. `arguments` should be JSON, but is what it wrote;
+    `parsed_arguments` is what OpenAI's SDK made of it.
+    """
 
     name: ToolName
     arguments: Text
+    parsed_arguments: Ignored = None
 
 
 class Call(Body):
@@ -122,7 +125,9 @@ class Call(Body):
 
 class Message(Body):
     """One turn. What earlier answers carried beside their text is read back without effect, their
-    reasoning too: templates show models no reasoning of earlier turns.
+    reasoning too (templates show models no reasoning of earlier turns), and so is `parsed`, which
+    OpenAI's SDK made of the text. Only an assistant may have said nothing: apps write down null for
+    an answer that had no text.
     """
 
     role: Role
@@ -134,6 +139,7 @@ class Message(Body):
     name: Ignored = None
     refusal: Ignored = None
     annotations: Ignored = None
+    parsed: Ignored = None
     reasoning_content: Ignored = None
     audio: Null = None
     function_call: Null = None
@@ -146,10 +152,10 @@ class Message(Body):
             raise invalid("it belongs to the role tool.", "tool_call_id")
         if self.role == "tool" and self.tool_call_id is None:
             raise missing("tool_call_id")
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             if "content" not in self.model_fields_set:
                 raise missing("content")
-            raise invalid("it may be null only beside tool_calls.", "content")
+            raise invalid("only that of the role assistant may be null.", "content")
         return self
 
 

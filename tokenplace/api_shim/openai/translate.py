@@ -6,7 +6,9 @@ Pure: clock and dice are arguments.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+from contextlib import suppress
 from typing import Final
 
 from tokenplace.api_shim.openai.bodies import (
@@ -16,11 +18,11 @@ from tokenplace.api_shim.openai.bodies import (
     Provider,
     ResponseFormat,
 )
-from tokenplace.api_shim.openai.fields import compact_json, is_tool_name
+from tokenplace.api_shim.openai.fields import NO_LIMIT, compact_json, is_tool_name, sendable_object
 from tokenplace.api_shim.openai.inputs import Prompt
 from tokenplace.api_shim.openai.messages import Message, Tool
 from tokenplace.api_shim.surroundings import Surroundings
-from tokenplace.defaults import COMPLETIONS_MAX_TOKENS
+from tokenplace.defaults import COMPLETIONS_MAX_TOKENS, MAX_REPEAT_LAST_N
 from tokenplace.generation import (
     NO_WISHES,
     SEED_BYTES,
@@ -42,6 +44,8 @@ from tokenplace.generation import Tool as AskedTool
 _SAMPLING_NAMES: Final = tuple(
     field.name for field in dataclasses.fields(SamplingParams) if field.name != "logit_bias"
 )
+
+INVALID_JSON: Final = "INVALID_JSON"  # the name that Anthropic's documentation gives it
 
 
 def chat_request(body: ChatCompletionRequest, around: Surroundings) -> GenerateRequest:
@@ -83,7 +87,7 @@ def _request(
         seed=around.random_seed if body.seed is None else _seed_bytes(body.seed),
         cache_scope=around.cache_scope,
         as_of=around.as_of,
-        max_tokens=max_tokens,
+        max_tokens=None if max_tokens == NO_LIMIT else max_tokens,
         stop=tuple(body.stop or ()),
         ignore_eog=bool(body.ignore_eos),
         streamed=bool(body.stream),
@@ -104,12 +108,24 @@ def _message(turn: Message) -> ChatMessage:
         "system" if turn.role == "developer" else turn.role,
         turn.content or "",
         tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments)
+            ToolCall(call.id, call.function.name, _arguments(call.function.arguments))
             for call in turn.tool_calls or ()
         ),
         tool_call_id=turn.tool_call_id or "",
         name=turn.name if is_named else "",
     )
+
+
+def _arguments(text: str) -> str:
+    """A JSON object, as templates need, or empty. A model that erred, or that its limit of tokens
+    cut, wrote none; the app tells it so in the next turn, so it is shown what it wrote.
+    """
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text or "{}")
+        if isinstance(value, dict):
+            sendable_object(value)
+            return text
+    return compact_json({INVALID_JSON: text})
 
 
 def _tool(tool: Tool) -> AskedTool:
@@ -135,6 +151,11 @@ def _sampling(body: GenerationBody) -> SamplingParams:
     if "top_p" in said:
         # OpenAI takes 0, gen/1 does not: the smallest share keeps the one most likely token too.
         said["top_p"] = max(said["top_p"], sys.float_info.min)
+    if "top_k" in said:  # -1 keeps all, as 0 does
+        said["top_k"] = max(said["top_k"], 0)
+    if body.repetition_penalty is not None and body.repeat_penalty is None:
+        said["repeat_penalty"] = body.repetition_penalty
+        said.setdefault("repeat_last_n", MAX_REPEAT_LAST_N)
     biases = tuple(
         sorted((int(token_id), bias) for token_id, bias in (body.logit_bias or {}).items())
     )
