@@ -20,7 +20,7 @@ run: setup ## set up what is missing, then a whole network on this machine: toke
 	@$(BIN)/tokenplace demo $(ARGS)
 
 test: setup-test check ## set up what is missing, then every check and test
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --cov $(ARGS)
 
 setup: ## preflight, .venv, llama.cpp and the default model; done in no time when nothing changed
 	@$(PREFLIGHT)

@@ -48,7 +48,7 @@ FLAGS: Final = (
 # The pipes must be descriptors 3 and 4.
 LAUNCH: Final = 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null'
 CALL_TIMEOUT_S: Final = 60.0  # of one command; a busy machine may take seconds
-WAIT_TIMEOUT_S: Final = 30.0  # until a condition holds in a page
+WAIT_TIMEOUT_S: Final = 60.0  # until a condition holds in a page
 POLL_S: Final = 0.02
 STOP_TIMEOUT_S: Final = 10.0
 READ_BYTES: Final = 65_536

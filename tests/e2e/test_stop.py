@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def donors(short_folder: Path, tiny_model: Path) -> Iterator[Network]:
-    """Enough donors: each test stops one, and needs another."""
+    """Enough donors: each test stops one, and all but the last need another."""
     folder = short_folder / "stopping"
     folder.mkdir()
     with open_network(folder, n_donors=4) as network:
@@ -67,14 +67,15 @@ def test_an_answer_that_soon_ends_is_given_whole(donors: Network) -> None:
 class StoppedStream:
     """A streamed answer whose donor is told to stop at the first piece of text."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, max_tokens: int) -> None:
         self.network = network
+        self.max_tokens = max_tokens
         self.donor: PeerProcess | None = None
         self.lines: list[str] = []
 
     def read(self) -> None:
         url = f"{self.network.api}/chat/completions"
-        asked = body(stream=True, max_tokens=4000)
+        asked = body(stream=True, max_tokens=self.max_tokens)
         with (
             httpx.Client(timeout=60) as client,
             client.stream("POST", url, json=asked) as response,
@@ -87,13 +88,12 @@ class StoppedStream:
                     begin_to_stop(self.network, donor)
 
 
-def test_a_long_answer_ends_with_a_reason(donors: Network) -> None:
-    stream = StoppedStream(donors)
-    with pytest.raises(httpx.RemoteProtocolError):  # never a quiet end
-        stream.read()
-    events = [line.removeprefix("data: ") for line in stream.lines if line.startswith("data: ")]
-    assert json.loads(events[-1])["error"]["code"] == "finishing"
-    assert sum('"content"' in event for event in events) > 1, "it went on for a while"
+def test_a_long_answer_goes_on_at_another_donor(donors: Network) -> None:
+    n_tokens = 600  # more than any donor gives while it is stopping
+    stream = StoppedStream(donors, n_tokens)
+    stream.read()
+    assert "data: [DONE]" in stream.lines
+    assert any(line.startswith(": continued on ") for line in stream.lines)
     assert stream.donor is not None
     assert_ended_in_order(donors, stream.donor)
 
@@ -116,3 +116,15 @@ def test_new_requests_go_to_another_donor(donors: Network) -> None:
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-tokenplace-accepted-by"] in others
     assert_ended_in_order(donors, donor)
+
+
+def test_with_nobody_else_a_long_answer_ends_with_a_reason(donors: Network) -> None:
+    assert len(donors.donors) == 1
+    stream = StoppedStream(donors, 1800)
+    with pytest.raises(httpx.RemoteProtocolError):  # never a quiet end
+        stream.read()
+    events = [line.removeprefix("data: ") for line in stream.lines if line.startswith("data: ")]
+    assert json.loads(events[-1])["error"]["code"] == "finishing"
+    assert sum('"content"' in event for event in events) > 1, "it went on for a while"
+    assert stream.donor is not None
+    assert_ended_in_order(donors, stream.donor)
