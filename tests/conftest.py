@@ -25,7 +25,7 @@ TINY_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37372811
 
 
 # Their tests start processes, load models or measure the machine: never two of these at once.
-LONE_FOLDERS = frozenset({"benchmarks", "browser", "clients", "e2e"})
+LONE_FOLDERS = frozenset({"benchmarks", "browser", "clients", "drills", "e2e", "lab"})
 LONE_FIXTURES = re.compile(r"\b(tiny_model|embedding_model)\b")
 
 

@@ -8,7 +8,7 @@ from tokenplace import defaults
 from tokenplace.generation import SamplingParams
 from tokenplace.models.syntax import MAX_NAME_CHARS
 from tokenplace.peer import gen1_input, reach_wire
-from tokenplace.router import policy
+from tokenplace.router import hedging, policy
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -22,7 +22,14 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("Noise and yamux together, takes over # s", (defaults.UPGRADE_TIMEOUT_S,)),
     ("first window of # KiB on a stream", (defaults.STREAM_WINDOW_BYTES / KIB,)),
     ("has sent # MiB that nobody has read", (defaults.MAX_UNREAD_BYTES / MIB,)),
-    ("a yamux ping unanswered for # s", (defaults.KEEPALIVE_TIMEOUT_S,)),
+    (
+        "says nothing for # s",
+        (defaults.KEEPALIVE_INTERVAL_S + defaults.KEEPALIVE_TIMEOUT_S,),
+    ),
+    (
+        "has heard nothing for # s, on a connection with a stream open for # s",
+        (defaults.KEEPALIVE_INTERVAL_S, defaults.KEEPALIVE_IN_USE_S),
+    ),
     ("takes no byte for # s. At most", (defaults.WRITE_STALL_S,)),
     ("At most # inbound streams", (defaults.MAX_INBOUND_STREAMS,)),
     ("whose protocol is not chosen within # s", (defaults.NEGOTIATE_TIMEOUT_S,)),
@@ -142,6 +149,22 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ("`max`: 1 to #}", (defaults.MAX_DIRECTORY_ENTRIES,)),
     ("msgpack list` of at most # KiB", (defaults.MAX_DIRECTORY_ANSWER_BYTES / KIB,)),
     ("is not there within # s, is answered", (defaults.DIRECTORY_READ_TIMEOUT_S,)),
+    ("those with a stream open first, all within # s", (defaults.NEWS_TIMEOUT_S,)),
+    (
+        "msgpack list` of at most # bytes with the one entry",
+        (defaults.MAX_NEWS_BYTES,),
+    ),
+    (
+        "or more than # from one donor, then one every # s. News have # s to be read, # streams "
+        "at once, of one peer #.",
+        (
+            defaults.NEWS_BURST,
+            defaults.NEWS_EVERY_S,
+            defaults.DIRECTORY_READ_TIMEOUT_S,
+            defaults.NEWS_STREAMS,
+            defaults.NEWS_STREAMS_PER_PEER,
+        ),
+    ),
     (
         "A peer serves at most # streams, of one peer at most #, and gives an asker # s",
         (
@@ -200,7 +223,12 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     ("the first token is due #", (defaults.FIRST_TOKEN_ETA_FACTOR,)),
     ("eta + # s after `accepted`", (defaults.FIRST_TOKEN_GRACE_S,)),
-    ("no longer than # s without a token", (defaults.MAX_WAIT_S,)),
+    ("renews it, # times in one answer)", (defaults.MAX_REQUEUES,)),
+    ("no longer than # s of waiting in all,", (defaults.MAX_WAIT_S,)),
+    (
+        "nothing moves ends after # s, or # s while",
+        (defaults.STILL_TIMEOUT_S, defaults.QUEUE_STILL_TIMEOUT_S),
+    ),
     ("at least one token every # s", (defaults.PROGRESS_TIMEOUT_S,)),
     ("The whole answer takes at most # s", (defaults.MAX_EXCHANGE_S,)),
     (
@@ -300,7 +328,15 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
             defaults.SMALL_REQUEST_BYTES / KIB,
         ),
     ),
-    ("gets `busy` with `retry_after_s` #.", (defaults.BUSY_RETRY_AFTER_S,)),
+    ("would begin after more than # s, as far as", (defaults.MAX_QUEUE_WAIT_S,)),
+    (
+        "the next queued request begins, # where nothing waits; from # to #.",
+        (
+            defaults.BUSY_RETRY_AFTER_S,
+            defaults.MIN_BUSY_RETRY_AFTER_S,
+            defaults.MAX_BUSY_RETRY_AFTER_S,
+        ),
+    ),
     # 12. Reach
     (
         "msgpack map` of at most # bytes: {`op`: `dial_back`, `nonce`: # random bytes",
@@ -355,10 +391,31 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         (policy.GOOD_FIRST_TOKEN_S, policy.GOOD_DECODE_TPS),
     ),
     (
-        "after # attempts in a row with fewer than # new tokens each, or after # attempts",
+        "after # attempts in a row with fewer than # new tokens each, after # attempts",
         (defaults.MAX_ATTEMPTS, defaults.PROGRESS_TOKENS, defaults.MAX_ATTEMPTS_IN_ALL),
     ),
+    ("when the app has waited # s for a token", (defaults.MAX_UNANSWERED_S,)),
+    (
+        "sends no token within # s, and a second more for every # tokens",
+        (defaults.FIRST_TOKEN_PATIENCE_S, defaults.PATIENT_PREFILL_TPS),
+    ),
+    ("neither yes nor no for # s, or lets", (defaults.HEDGE_UNACCEPTED_S,)),
+    (
+        "times (# until there are any, 1 to #), at least # s and at most # s.",
+        (
+            hedging.PRIOR,
+            defaults.FIRST_TOKEN_ETA_FACTOR,
+            defaults.HEDGE_AFTER_MIN_S,
+            defaults.HEDGE_AFTER_MAX_S,
+        ),
+    ),
+    ("says, within # s, that its queue is 0", (defaults.LIVE_LIFETIME_S,)),
+    (
+        "At most 1 in # requests and # more are hedged",
+        (defaults.HEDGE_ONE_IN, defaults.HEDGE_BURST),
+    ),
     ("not known yet an answer waits at most # s", (defaults.TWIN_SEARCH_S,)),
+    ("for anybody else after a failure, at most # s", (defaults.NEXT_SEARCH_S,)),
     (
         "a sign of life # s later, then after twice as long each time, at most # s",
         (defaults.DONOR_RETRY_S, defaults.DONOR_RETRY_MAX_S),

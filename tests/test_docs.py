@@ -115,7 +115,7 @@ def test_the_codes_of_a_refusal() -> None:
 
 
 def test_the_keys_of_a_request() -> None:
-    request = make_request(resume=(Resume(0, (1,)),), prompt_digest=bytes(32))
+    request = make_request(resume=(Resume(0, (1,)),), prompt_digest=bytes(32), is_hedge=True)
     sent = set(msgpack.unpackb(wire.encode_request(request, b"", b"", b"")))
     (table,) = tables(section(PROTOCOL, 4))
     assert {name for row in table for name in names_in(row[0])} == sent | {"credential"}
@@ -192,7 +192,8 @@ def test_help_shows_and_explains_every_option(name: str) -> None:
 
 
 def test_the_readme_names_only_options_that_exist() -> None:
-    every = {opt for c in COMMANDS.values() for o in c.params if not o.hidden for opt in o.opts}
+    shown = [o for c in COMMANDS.values() for o in c.params if not o.hidden]
+    every = {opt for o in shown for opt in (*o.opts, *o.secondary_opts)}
     every |= {opt for o in get_command(cli).params for opt in o.opts} | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= every
 

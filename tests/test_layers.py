@@ -33,7 +33,7 @@ ONLY_IN = {
     "libp2p": {"peer", "dht"},
     "multiaddr": {"peer", "dht"},
     "gguf": {"models/gguf_child.py"},
-    "llama_cpp": {"engine/llama.py", "engine/llama_embed.py"},
+    "llama_cpp": {"engine/llama.py", "engine/llama_model.py", "engine/llama_embed.py"},
     "llguidance": {"engine/grammar.py"},
     "fastapi": {"api_shim"},
     "hypercorn": {"api_shim"},

@@ -55,6 +55,11 @@ CONNECT_TIMEOUT_S: Final = 5.0
 FIRST_TOKEN_ETA_FACTOR: Final = 3.0
 FIRST_TOKEN_GRACE_S: Final = 5.0
 PROGRESS_TIMEOUT_S: Final = 10.0
+# A donor whose heartbeats show no movement is stuck, or pretends: a step of a prompt takes 0.2 s. In
+# a queue, also one for a worker that starts anew, nothing may move for as long as RESUME_WAIT_S.
+STILL_TIMEOUT_S: Final = 20.0
+QUEUE_STILL_TIMEOUT_S: Final = 60.0
+MAX_REQUEUES: Final = 4  # that renew an answer's deadlines; as often as an engine resumes one
 # Whatever the donor says of its queue: 64 requests of 128 tokens at 70 tokens/s are two minutes.
 MAX_WAIT_S: Final = 300.0
 MAX_EXCHANGE_S: Final = 1800.0  # longest answer: 128k tokens at 70 tokens/s
@@ -95,6 +100,9 @@ QUEUED_PER_BUCKET: Final = 32
 MAX_QUEUED: Final = (
     64  # over all buckets; at 128 tokens a request and 70 tokens/s the last waits two minutes
 )
+# A newcomer that would begin later is told `busy`: with a minute to go another donor is the better
+# choice, and programs that wait for an answer often give up after one or two.
+MAX_QUEUE_WAIT_S: Final = 60.0
 MAX_OPEN_EXCHANGES: Final = 256  # over all buckets, before anything of a request was read
 
 # ---------------------------------------------------------------- sealing and exchange, this side
@@ -125,7 +133,11 @@ MAX_PART_BYTES: Final = 15 << 10
 MAX_BEGUN_CHARS: Final = 64  # "<think>" has 7
 # Of a vector's length, which should be 1: float32 is off by a millionth, others maybe by more.
 VECTOR_LENGTH_SLACK: Final = 0.01
-BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: about when the next place is free
+BUSY_RETRY_AFTER_S: Final = 2.0  # 128 tokens at 70 tokens/s: where nobody waits who could tell
+# Else it is reckoned from the queue, between these: sooner another try only costs both sides, and
+# in five minutes everything may be otherwise.
+MIN_BUSY_RETRY_AFTER_S: Final = 1.0
+MAX_BUSY_RETRY_AFTER_S: Final = 300.0
 
 # ---------------------------------------------------------------- signed objects (docs/protocol.md,
 # section 3)
@@ -196,9 +208,21 @@ FIRST_FRAME_TIMEOUT_S: Final = 10.0  # what a stream is for must be said by then
 MAX_INBOUND_STREAMS: Final = 128  # on one connection: twice what one bucket may run and queue
 STREAM_WINDOW_BYTES: Final = 256 << 10  # yamux's first window, never grown: 2.5 MB/s at 100 ms
 MAX_UNREAD_BYTES: Final = 8 << 20  # over all streams of one connection: 32 full windows
-KEEPALIVE_INTERVAL_S: Final = 15.0  # a frozen peer is noticed after this and the timeout
-KEEPALIVE_TIMEOUT_S: Final = 10.0
+# Silence after which a connection is asked for a sign of life, and how much more of it ends the
+# connection: together 11 s, below the 12 in which a frozen peer is noticed. An outage of 5 s is
+# survived. A hundred idle connections cost 2 % of a core and 3 KB/s in each direction.
+KEEPALIVE_INTERVAL_S: Final = 4.0
+KEEPALIVE_TIMEOUT_S: Final = 7.0
+# The first of the two with a stream open: where the line is slow to tell what was lost (a round
+# trip of 0.1 s, and no TCP_RTO_MAX_MS), 7 s do not outlive an outage of 5 s, and 9 do.
+KEEPALIVE_IN_USE_S: Final = 2.0
+KEEPALIVE_LATE_S: Final = 5.0  # a busy machine is late by a second or two; by more, it stood still
+# The kernel's own bound for bytes that nobody acknowledges, also of a socket that is closed.
+TCP_USER_TIMEOUT_S: Final = 12.0
+TCP_RTO_MAX_S: Final = 1.0  # after an outage TCP is back within so long (Linux 6.15)
 WRITE_STALL_S: Final = 10.0  # a connection that takes no byte for so long is closed
+MACHINE_CHECK_S: Final = 1.0  # how soon it is noticed that this machine slept
+INTERFACES_CHECK_S: Final = 5.0  # or moved to another network; looking takes 0.3 ms
 RESET_TIMEOUT_S: Final = 1.0  # resets run shielded and must not wait for a stalled connection
 CLOSE_TIMEOUT_S: Final = 3.0  # the whole host; SIGTERM to exit is promised within 5 s
 
@@ -284,9 +308,55 @@ MAX_ATTEMPTS: Final = 3  # in a row that did not get on: a third rarely does bet
 PROGRESS_TOKENS: Final = 16  # new ones with which an attempt has got on: a line of text
 # Over all. Only donors that got on and then failed lead here; an app is better told.
 MAX_ATTEMPTS_IN_ALL: Final = 16
+# Requests of this peer's own apps of which it knows what became, for `peer status` and for an app
+# that asks why: some minutes of a busy one, and under 4 MB with the attempts at each.
+REQUESTS_KEPT: Final = 256
+ATTEMPTS_KEPT: Final = 32  # of each request: all of them, and as many hedges
+# Donors of which is remembered how they did: twice as many as are known at a time. About 1 KB each.
+MAX_DONORS_MEASURED: Final = 1024
+MAX_SEATS_SEEN: Final = 64  # requests of this peer at one donor at a time; more is not aimed at
+# Requests that may go to donors that were never measured, while measured ones are there; so many
+# are saved up for times without any.
+NEWCOMERS_SHARE: Final = 0.05
+MAX_EXPLORATIONS: Final = 2.0
+# A donor that answered badly rests so long, doubled each time: as one that did not answer at all.
+BREAKER_REST_S: Final = 15.0
+BREAKER_MAX_REST_S: Final = 600.0
+# How long a full donor is left alone: as it says, between these.
+MIN_COOL_DOWN_S: Final = 0.5
+MAX_COOL_DOWN_S: Final = 60.0
+# A donor whose path broke is not asked so long if others are there: by then the directory knows.
+SUSPECT_S: Final = 5.0
+# Two paths that break within so long, and nobody was heard in between: it is the own network. The
+# longest time between two failures of one request: 10 s of silence, then 5 s without a connection.
+BLAME_WITHIN_S: Final = 15.0
+OUTAGE_TOLD_S: Final = 60.0  # what was known of the own network so long ago is not told any more
+# Beginnings of conversations of which is remembered who holds them: 128 long ones. About 300 B each.
+MAX_PREFIXES: Final = 4096
+# A donor keeps them until others need the room: on a quiet one for hours, on a busy one for
+# minutes. Who has lost one says so, and costs no more than any other donor.
+PREFIX_HELD_S: Final = 600.0
 # That an answer which has begun waits for a donor who can go on with it and is not known yet: the
 # app sees a pause, and is told of a failure within a second.
 TWIN_SEARCH_S: Final = 0.5
+# The same for anybody, once a donor has failed: after IDLE_TIMEOUT_S of silence an app is told
+# within 12 s. A walk that meets somebody has by WALK_SOFT_S.
+NEXT_SEARCH_S: Final = 1.5
+# A second donor is asked while the first lets a request wait, for one request in 20 and two more:
+# so the network's load grows by a twentieth at the most.
+HEDGE_ONE_IN: Final = 20
+HEDGE_BURST: Final = 2
+HEDGE_UNACCEPTED_S: Final = 3.0  # a yes or no takes three round trips; 1 s over a bad path
+HEDGE_AFTER_MIN_S: Final = 1.0  # in a queue; sooner, the first donor is about to begin
+HEDGE_AFTER_MAX_S: Final = 10.0  # whatever a donor promises: an idle one has begun by then
+HEDGE_LOOK_S: Final = 2.0  # between two looks for an idle donor; a `live` is 5 s old at the least
+# That a donor may let wait while another could be asked, and the prompt's time at a speed that old
+# laptops reach. Longer than most answers that a request waits behind.
+FIRST_TOKEN_PATIENCE_S: Final = 60.0
+PATIENT_PREFILL_TPS: Final = 20.0
+# That an app waits for the next token over all attempts, then it is told why: MAX_WAIT_S at one
+# donor, and one that was left before.
+MAX_UNANSWERED_S: Final = 360.0
 
 # ---------------------------------------------------------------- directory (protocol, section 3)
 
@@ -300,6 +370,15 @@ DIRECTORY_ASK_TIMEOUT_S: Final = 4.0
 DIRECTORY_STREAMS_PER_PEER: Final = 4  # twice what a peer of ours asks at once
 DIRECTORY_STREAMS: Final = 64  # 64 x 256 KiB of answers in flight: 16 MB
 ASKED_AT_ONCE: Final = 2  # questions to one peer; below DIRECTORY_STREAMS_PER_PEER
+# News that donors tell unasked: one entry of a directory, at most 24 KiB of statements.
+MAX_NEWS_BYTES: Final = 3 * MAX_ADVERT_BYTES + 64
+NEWS_STREAMS: Final = 32  # being read at once; 25 KiB each
+NEWS_STREAMS_PER_PEER: Final = 1
+NEWS_BURST: Final = 4  # of one donor, then one every NEWS_EVERY_S: each costs 1 ms of signatures
+NEWS_EVERY_S: Final = 10.0
+# Telling all who are connected: 2 ms each, and SIGTERM to exit is promised within 5 s.
+NEWS_TIMEOUT_S: Final = 1.0
+PARALLEL_NEWS: Final = 32  # one stream each
 DIRECTORY_MAX_DONORS: Final = 512  # about 5 KB each; more than a requester can compare usefully
 MAX_FLOORS: Final = 4096  # donors of whom the highest numbers are remembered; about 1 KB each
 # A donor that failed is asked again after so long, doubled each time: it may have been restarted,
@@ -318,6 +397,10 @@ DEFAULT_N_CTX: Final = 4096
 MAX_PROMPT_BYTES_PER_TOKEN: Final = 32
 # Aimed at: so long a newcomer waits for `accepted`, and a prompt that was cancelled goes on.
 PREFILL_STEP_S: Final = 0.22
+# The same where a step holds prompts alone and ends as soon as one of them is cancelled: twice as
+# many tokens at once take a tenth less time each. A newcomer waits so long for `accepted`.
+READING_STEP_S: Final = 0.7
+CANCEL_LOOK_S: Final = 0.02  # how often such a step looks for a cancellation
 FIRST_PREFILL_CHUNK: Final = 64  # tokens, before any were measured: 0.2 s of a small model
 MIN_PREFILL_CHUNK: Final = 8  # where that takes longer than a step should, prompts must still move
 TILED_CHUNK: Final = 64  # from here on llama.cpp's attention on CPUs is a tenth faster
@@ -336,6 +419,11 @@ MIN_SHARED_PREFIX: Final = 32
 # Of several that come together, those whose prompts were read first wait so long for the others'
 # prompts: their steps are the faster, the more they share them. Nobody who came later gets that.
 MAX_HOLD_S: Final = 1.5
+# How long answers are, until some have ended here; and how many of those are remembered, so that
+# the guess follows what is asked at the time.
+EXPECTED_ANSWER_TOKENS: Final = 200
+LENGTHS_REMEMBERED: Final = 32
+ETA_RENEW_S: Final = 1.0  # how often those who wait are told anew: twice a heartbeat
 MIN_REUSED_PREFIX: Final = 8  # below, copying is not worth it: a BOS token and a role
 MAX_ACCOUNTS: Final = 1024  # buckets whose share of the work is remembered; 100 bytes each
 MAX_CHILD_FRAME_BYTES: Final = 8 << 20  # twice a rendered prompt; more means a broken child
@@ -446,6 +534,7 @@ API_IDLE_TIMEOUT_S: Final = 10.0  # for a request's headers, and between request
 API_WRITE_TIMEOUT_S: Final = 30.0  # an app that takes no byte so long is cut; slow readers live
 API_SHUTDOWN_GRACE_S: Final = 1.0  # answers about to end may; the whole program ends within 5 s
 API_MAX_CONNECTIONS: Final = 256  # one listener; each holds at most a body and one answer
+API_MAX_TURNED_AWAY: Final = 64  # connections beyond, being told so; further ones are just closed
 API_HEADERS_HOLD_S: Final = 3.0  # status and headers wait so long for a donor's yes or no
 API_KEEPALIVE_S: Final = 2.0  # silence after which a stream says why it waits; as the heartbeat
 API_RETRY_AFTER_S: Final = 5  # when an error asks to try again but names no time
@@ -520,6 +609,9 @@ LOOK_S: Final = 3.0
 LOOKED_AT: Final = 2  # directories
 FEW_DONORS: Final = 4
 CONNECTIONS_CHECK_S: Final = 1.0  # how soon a new or lost connection is noticed
+# A donor whose connection is lost is asked whether it lives, but not again so soon: a peer whose
+# places are all taken hangs up on the idle, who would push each other out for ever.
+LOST_AGAIN_S: Final = 60.0
 MAX_HINTS: Final = 64  # peers that announced themselves here and are still to be asked
 HINT_FETCHES: Final = 2  # of them at the same time
 MAX_PROVIDERS_MET: Final = 512  # by one walk; 20 servers with full keys name 1,280 at most

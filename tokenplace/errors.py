@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NO_DONOR_FOR_MODEL = "no_donor_for_model"
     SEARCH_INCOMPLETE = "search_incomplete"
+    OWN_NETWORK_DOWN = "own_network_down"
     UNTRUSTED_DONOR_TOOLS = "untrusted_donor_tools"
     STOPPING = "stopping"
     CONFIG = "config"
@@ -263,6 +264,12 @@ class SearchIncomplete(TokenplaceError):
     """No donor was found yet, but not everybody has been asked."""
 
     code, http_status, scope = ErrorCode.SEARCH_INCOMPLETE, 503, Scope.SELF
+
+
+class OwnNetworkDown(TokenplaceError):
+    """No donor can be reached: this machine's own network seems to be down."""
+
+    code, http_status, scope = ErrorCode.OWN_NETWORK_DOWN, 503, Scope.SELF
 
 
 class PeerStopping(TokenplaceError):

@@ -201,7 +201,8 @@ class GenerateRequest:
     seed: 8 bytes, always given, so that a resumed answer draws the same numbers.
     cache_scope: 16 random bytes of this requester and app; KV prefixes are shared only within it.
     as_of: the UTC date that the template's clock shows, YYYY-MM-DD.
-    attempt: 0 for the first donor asked, counted up by the router.
+    attempt: 0 for the first donor asked, counted up by the router. is_hedge: another donor is asked
+    at the same time, and lets the request wait.
     streamed: the app sees tokens as they come; if not, an answer may start again on another donor
     at any time.
     ignore_eog: go on after end-of-generation tokens; for benchmarks, as llama.cpp's `ignore_eos`.
@@ -213,6 +214,7 @@ class GenerateRequest:
     bucket: whose request it is, for fairness between requesters (docs/protocol.md, section 9); set
     by the donor's own peer, never from the wire.
     wishes: which donors may answer; never leaves this peer.
+    id: what this peer's journal calls the request; never leaves this peer.
     """
 
     model: str
@@ -233,8 +235,10 @@ class GenerateRequest:
     output: JsonObject | JsonSchema | None = None
     resume: tuple[Resume, ...] = ()
     prompt_digest: bytes = b""
+    is_hedge: bool = False
     bucket: str = ""
     wishes: Wishes = NO_WISHES
+    id: str = ""
 
 
 class Phase(StrEnum):
@@ -258,7 +262,8 @@ class Accepted:
     prompt_digest: sha256 of the prompt's token ids as little-endian u32.
     n_prompt, n_cached: prompt tokens, and how many of them need no prefill.
     n_ctx, max_new: the context's size, and how many tokens this answer may have at the most.
-    eta_ms: expected time to the first token. position: requests ahead of this one.
+    eta_ms: expected time to the first token. position: requests ahead of this one. wait_ms: of
+    `eta_ms` what passes before it begins; an engine tells its own peer, nobody else.
     begun: which of `THINK_TAGS` the template itself has begun the answer with: whoever asked reads
     the answer as if it stood before the first token; empty for most models.
     donor: peer id of who accepted, filled in by the requester's side; empty for this process's own
@@ -276,16 +281,21 @@ class Accepted:
     begun: str = ""
     donor: str = ""
     served: str = ""
+    wait_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """Proof of life, every 2 s; it proves no progress. `progress` is the share of the phase done, 0
-    to 1."""
+    """Proof of life, every 2 s; it proves no progress.
+
+    progress: the share of the phase that is done, 0 to 1. position: requests ahead of this one.
+    eta_ms: expected time to the first token from now; 0 once there is one, and where it is unknown.
+    """
 
     phase: Phase
     progress: float
     position: int
+    eta_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

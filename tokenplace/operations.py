@@ -29,6 +29,7 @@ class EmbedRequest:
 
     inputs: 1 to `defaults.MAX_EMBED_INPUTS` texts, or token ids as the app gave them; none empty.
     dimensions: keep so many numbers of each vector, made one long again; None keeps all.
+    id: as in `GenerateRequest`; so in the other questions.
     """
 
     model: str
@@ -37,6 +38,7 @@ class EmbedRequest:
     artifact: str = ""
     bucket: str = ""
     wishes: Wishes = NO_WISHES
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class CountRequest:
     as_of: str
     artifact: str = ""
     template: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class ScoreRequest:
     artifact: str = ""
     template: str = ""
     bucket: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ _NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 FLASH_ATTENTION: Final = ("auto", "on", "off")
 KV_TYPES: Final = ("f16", "q8_0", "q4_0")
 AUTO: Final = "auto"
+LOG_FORMATS: Final = ("text", "json")
 _GB: Final = 10**9
 _MAX_GPU_LAYERS: Final = 10_000  # people write 99 or 999 for all of them
 _MAX_MEMORY_GB: Final = 1e6
@@ -61,7 +62,9 @@ class Settings:
     flash_attention, kv_type: see `FLASH_ATTENTION` and `KV_TYPES`.
     memory_gb: what all donated models together may take; None: `defaults.DONATED_MEMORY_SHARE` of
     this machine's.
+    is_owner_first: this peer's own requests start before those of others that wait for its models.
     idle_unload_min: minutes without a request after which a model gives back its memory; 0: never.
+    log_format: see `LOG_FORMATS`.
     """
 
     home: Path
@@ -86,6 +89,8 @@ class Settings:
     kv_type: str = KV_TYPES[0]
     memory_gb: float | None = None
     idle_unload_min: float = 0.0
+    is_owner_first: bool = True
+    log_format: str = LOG_FORMATS[0]
 
     def check(self) -> None:
         """Raises `ConfigError` for what no peer could run with."""
@@ -102,6 +107,11 @@ class Settings:
         self._check_api()
         self._check_engine()
         self._check_memory()
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(
+                f"--log-format {self.log_format!r} is unknown.",
+                hint=f"Choose one of {', '.join(LOG_FORMATS)}.",
+            )
 
     def _check_api(self) -> None:
         is_loopback = self.api_host is None or _ip_address(self.api_host).is_loopback

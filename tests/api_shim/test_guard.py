@@ -305,11 +305,12 @@ async def test_bodies_of_all_requests_together_have_a_limit(
             with trio.fail_after(5):
                 while (answer := await client.post(PATH, json=CHAT)).status_code == 200:
                     pass  # until that body has been read
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "overloaded"
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert answer.json()["error"]["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) > 0
         with trio.fail_after(5):
-            while (await client.post(PATH, json=CHAT)).status_code == 503:
+            while (await client.post(PATH, json=CHAT)).status_code == 429:
                 pass  # until it is seen that the app is gone
         n_before = len(engine.requests)
         assert (await client.post(PATH, json=CHAT)).status_code == 200

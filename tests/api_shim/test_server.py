@@ -140,24 +140,40 @@ async def test_silent_connection_is_closed(
                 assert await stream.receive_some() == b""
 
 
-async def test_too_many_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_too_many_gets_a_429_and_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "API_MAX_CONNECTIONS", 2)
+    async with serving() as address, http_client(address) as client:
+        port = port_of(address)
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
+        with trio.fail_after(5):
+            while (answer := await client.get("/v1/health")).status_code == 200:
+                pass  # until both were seen
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(answer.headers["retry-after"]) > 0
+        await streams[0].aclose()
+        with trio.fail_after(5):
+            while (await client.get("/v1/health")).status_code != 200:
+                pass  # until the server has noticed
+        await streams[1].aclose()
+
+
+async def test_beyond_those_who_are_told_connections_are_just_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "API_MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(server, "API_MAX_TURNED_AWAY", 1)
+    monkeypatch.setattr(server, "API_LINGER_S", 60)
     async with serving() as address:
         port = port_of(address)
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3)]
         with trio.fail_after(5):
+            assert (await streams[1].receive_some()).startswith(b"HTTP/1.1 429 ")
             assert await streams[2].receive_some() == b""
-        await streams[0].aclose()
-        async with http_client(address) as client:
-            while True:  # until the server has noticed
-                try:
-                    answer = await client.get("/v1/health")
-                except httpx.RemoteProtocolError:
-                    continue
-                break
-        assert answer.status_code == 200
-        await streams[1].aclose()
-        await streams[2].aclose()
+        for stream in streams:
+            await stream.aclose()
 
 
 async def test_answer_that_is_about_to_end_arrives_after_the_end_was_asked_for() -> None:

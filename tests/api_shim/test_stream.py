@@ -177,12 +177,13 @@ async def test_refusal_after_the_headers_is_an_event() -> None:
 
 async def test_queue_position_is_told_while_nothing_comes() -> None:
     token = trio.Event()
-    events: list[Event] = [ACCEPTED, Alive(Phase.QUEUED, 0.0, 2), *WHOLE[1:]]
+    events: list[Event] = [ACCEPTED, Alive(Phase.QUEUED, 0.0, 2, 8000), *WHOLE[1:]]
     async with (
         serving(ScriptedGenerator(events, {2: token}), keepalive_s=0.02) as address,
         asking(address) as answer,
     ):
-        await answer.read_until(b": queued, 2 ahead\n\n")
+        said = b"position 2 at 12D3KooWAlice, first token in about 8 s"
+        await answer.read_until(b": waiting: " + said + b"\n\n")
         assert b"data:" not in answer.data  # the first chunk is the first token
         token.set()
         await answer.read_until(b"[DONE]")
@@ -228,9 +229,10 @@ async def test_whole_answer_is_not_taken_for_cancelled() -> None:
     ("events", "words"),
     [
         ([], "looking for a donor"),
-        ([ACCEPTED], "queued, 2 ahead"),
-        ([ACCEPTED, Alive(Phase.QUEUED, 0.0, 0)], "queued"),
-        ([ACCEPTED, Alive(Phase.PREFILL, 0.5, 0)], "prefill"),
+        ([ACCEPTED], "waiting: position 2 at 12D3KooWAlice, first token in about 1 s"),
+        ([ACCEPTED, Alive(Phase.QUEUED, 0.0, 0)], "waiting: next at 12D3KooWAlice"),
+        ([ACCEPTED, Alive(Phase.PREFILL, 0.4, 0, 2100)], "reading the prompt, 40 %, about 2 s"),
+        ([ACCEPTED, tokens(0, b"one")], "writing the answer"),
     ],
 )
 def test_wait_is_described(events: list[Event], words: str) -> None:

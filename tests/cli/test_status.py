@@ -30,13 +30,24 @@ FULL: dict[str, Any] = {
     "api": {"url": "http://127.0.0.1:5010/v1"},
     "join": {
         "state": "joining",
-        "text": "joining: none of the 1 peers in --bootstrap answered yet",
+        "text": "joining: no answer yet from 1 peer in --bootstrap",
         "peers": [{"addr": "/ip4/1.2.3.4/tcp/1", "problem": "The donor could not be reached."}],
     },
     "connections": [{"peer_id": BOB, "remote_addr": "/ip4/9.9.9.9/tcp/5", "direction": "in"}],
     "routing_table": {"n_peers": 12},
     "announced": {"n_keys": 5, "n_confirmed": 4},
-    "exchanges": {"open": 1, "served": 41, "failed": 2, "cancelled": 3, "tokens": 9001},
+    "exchanges": {
+        "open": 3,
+        "running": 2,
+        "queued": 1,
+        "ranges": 2,
+        "refused": 5,
+        "shed": 4,
+        "served": 41,
+        "failed": 2,
+        "cancelled": 3,
+        "tokens": 9001,
+    },
     "models": [
         {
             "name": "tiny-model",
@@ -101,18 +112,7 @@ FULL: dict[str, Any] = {
             "is_failed": True,
         },
     ],
-    "requests": [
-        {
-            "at": 1.0,
-            "model": "auto",
-            "donor": BOB,
-            "number": 1,
-            "outcome": "connection_lost",
-            "first_token_s": 0.212,
-            "total_s": 3.2,
-            "n_tokens": 17,
-        }
-    ],
+    "requests": [],
     "trust": {"tools_from": "trusted", "peers": {ALICE: "laptop", BOB: ""}, "problem": ""},
 }
 
@@ -130,7 +130,7 @@ def test_everything_is_shown() -> None:
     for line in (
         f"peer {ALICE}",
         "home /home/[alice]/tokenplace",
-        "network main: joining: none of the 1 peers in --bootstrap answered yet",
+        "network main: joining: no answer yet from 1 peer in --bootstrap",
         "/ip4/1.2.3.4/tcp/1: The donor could not be reached.",
         "up 5 h 10 min",
         "API http://127.0.0.1:5010/v1",
@@ -144,7 +144,9 @@ def test_everything_is_shown() -> None:
         f"{ALICE} laptop",
         BOB,
         "announced 5 keys in the DHT, 4 confirmed by others",
-        "served 41 answers, 9001 tokens; 1 open, 2 failed, 3 cancelled",
+        "served 41 answers, 9001 tokens; 3 open, 2 failed, 3 cancelled",
+        "load 2 running and 1 queued, from 2 address ranges; since the start 5 refused as busy, "
+        "4 shed from the queue",
         "tiny-model Q4_K_M offered, 1 restart 2.5 GB 4096 82 2 of 8 7",
         "broken.gguf ? failed ? ? ? 0 of ? 0",
         "tiny-model: its process may make connections, open files: "
@@ -164,8 +166,8 @@ def test_hashing_shows_how_far_it_is() -> None:
 
 
 def test_requests_are_shown_when_asked_for() -> None:
-    lines = rendered(FULL, with_requests=True)
-    assert f"auto {short(BOB)} connection_lost 2 212 ms 17 3 s" in lines
+    assert "no requests yet" in rendered(FULL, with_requests=True)
+    assert "no requests yet" not in rendered(FULL)
 
 
 def test_a_peer_that_has_nothing_yet_says_so() -> None:

@@ -60,6 +60,23 @@ def test_memory_and_idle_time(started: list[Settings]) -> None:
     assert (started[0].memory_gb, started[0].idle_unload_min) == (2.5, 10)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "is_first"),
+    [
+        ([], {}, True),
+        (["--no-owner-first"], {}, False),
+        ([], {"TOKENPLACE_OWNER_FIRST": "false"}, False),
+        (["--owner-first"], {"TOKENPLACE_OWNER_FIRST": "false"}, True),
+    ],
+    ids=["usual", "flag", "environment", "flag over environment"],
+)
+def test_whether_the_owner_goes_first(
+    arguments: list[str], environment: dict[str, str], is_first: bool, started: list[Settings]
+) -> None:
+    start(*arguments, **environment)
+    assert started[0].is_owner_first is is_first
+
+
 def test_the_environment(started: list[Settings]) -> None:
     start(
         TOKENPLACE_PARALLEL="2",
@@ -78,12 +95,13 @@ def test_the_config_file(started: list[Settings], tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
         '[up]\nparallel = 2\ngpu_layers = 7\nflash_attention = "off"\n'
-        'kv_type = "f16"\nmemory = 3\nidle_unload = 1.5\nctx = 128\n'
+        'kv_type = "f16"\nmemory = 3\nidle_unload = 1.5\nctx = 128\nowner_first = false\n'
     )
     start(config=str(config))
     (settings,) = started
     assert (settings.n_slots, settings.n_gpu_layers, settings.flash_attention) == (2, 7, "off")
     assert (settings.memory_gb, settings.idle_unload_min, settings.n_ctx) == (3, 1.5, 128)
+    assert not settings.is_owner_first
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ async def test_joining_goes_on_until_somebody_answers() -> None:
     async with open_newcomer(addr) as joiner:
         assert joiner.status().state is JoinState.JOINING
         await wait_until(lambda: identity.peer_id in joiner.status().reasons)
-        assert "none of the 1 peers in test answered" in joiner.status().text
+        assert "no answer yet from 1 peer in test" in joiner.status().text
         (reason,) = joiner.status().reasons.values()
         assert reason.endswith("Connection refused")
         assert "donor" not in reason

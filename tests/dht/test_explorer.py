@@ -6,8 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.dht.finder_lab import Network, open_finder_in
+from tests.dht.finder_lab import Network, now, open_finder_in
 from tokenplace import defaults
+from tokenplace.dht.directory import Directory
+from tokenplace.dht.directory_wire import Op, Query
 from tokenplace.dht.finder import Finder
 
 
@@ -102,3 +104,88 @@ async def test_a_donor_whose_connection_is_gone_is_asked_whether_it_lives(
         network.connected.clear()
         await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
         assert ids_known(finder) == {bob}
+
+
+async def fall_silent(network: Network, *silent: str) -> None:
+    """Say nothing for as long as a connection lives without, and be hung up on."""
+    others = {info.peer_id for info in network.connected} - set(silent)
+    network.connected.clear()
+    for other in others:
+        network.connect(other)
+    for one in silent:
+        network.connect(one, silent_s=10.5)
+    await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
+    network.connected = [info for info in network.connected if info.peer_id not in silent]
+    await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
+
+
+async def test_who_falls_silent_while_others_speak_is_given_up_before_it_could_answer(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.in_dht = [network.add("alice"), network.add("bob")]
+    for donor in network.in_dht:
+        network.connect(donor)
+    async with open_finder_in(network) as finder:
+        await settle()
+        alice, bob = network.in_dht
+        network.silent.add(alice)
+        await fall_silent(network, alice)  # in less time than a question is given
+        assert ids_known(finder) == {bob}
+        network.silent.clear()
+        await trio.sleep(2 * defaults.DONOR_RETRY_S)
+        assert ids_known(finder) == {alice, bob}, "it is asked again, and lives"
+
+
+async def test_when_all_fall_silent_this_peer_may_be_the_one_that_is_away(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.in_dht = [network.add("alice"), network.add("bob")]
+    for donor in network.in_dht:
+        network.connect(donor)
+    async with open_finder_in(network) as finder:
+        await settle()
+        start = trio.current_time()
+        await fall_silent(network, *network.in_dht)
+        assert ids_known(finder) == set(network.in_dht), "they were asked, and live"
+        assert {peer for at, peer in network.asked if at >= start} >= set(network.in_dht)
+
+
+async def test_who_is_hung_up_on_while_idle_does_not_come_back_for_ever(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    network.in_dht = [alice := network.add("alice")]
+    async with open_finder_in(network) as finder:
+        await settle()
+        network.in_dht = []
+        start = trio.current_time()
+        for _ in range(20):  # its places are all taken: whoever comes pushes somebody out
+            network.connect(alice, direction="in")
+            await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
+            network.connected.clear()
+            await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
+        took_s = trio.current_time() - start
+        n_asked = network.n_asked_since(start)
+        assert 0 < n_asked <= took_s / defaults.LOST_AGAIN_S + took_s / defaults.LOOK_S / 4 + 2
+        assert ids_known(finder) == {alice}
+
+
+async def test_a_donor_that_died_is_gone_from_everywhere_in_bounded_time(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    """Nobody tells: there was no connection, and nobody asks for its model."""
+    network.in_dht = [alice := network.add("alice")]
+    async with open_finder_in(network) as finder:
+        await settle()
+        directory = Directory(finder._cache, "me", lambda: None, now)
+        alice_id = network.donors[alice].identity.peer_id_bytes
+        queries = (Query(Op.SAMPLE), Query(Op.PEER, alice_id))
+        assert [len(directory.entries(query)) for query in queries] == [1, 1]
+        network.dead.add(alice)
+        network.in_dht = []
+        await trio.sleep(defaults.REFRESH_IDLE_S + 2 * defaults.REFRESH_CHECK_S)
+        assert finder.known() == []
+        assert [status.is_failed for status in finder.status()] == [True]
+        assert directory.entries(queries[0]) == []
+        await trio.sleep(defaults.OFFER_LIFETIME_S + defaults.CLOCK_SKEW_S)
+        assert finder.status() == []
+        assert directory.entries(queries[1]) == []

@@ -64,6 +64,24 @@ async def test_a_failed_donor_is_known_again_once_it_is_back(
         assert [record.peer_id for record in finder.known()] == [alice]
 
 
+async def test_a_search_that_began_during_an_outage_is_not_the_last_word(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    alice = network.add("alice")
+    network.in_dht = [alice]
+    async with open_finder_in(network) as finder:
+        assert (await find(finder)).donors
+        network.silent.add(alice)
+        finder.mark_failed(alice)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find, finder)
+            await trio.sleep(defaults.DIRECTORY_ASK_TIMEOUT_S / 2)  # its question is under way
+            assert finder.known() == []
+            network.silent.clear()
+            (record,) = (await find(finder)).donors
+        assert record.peer_id == alice
+
+
 async def test_a_donor_not_heard_of_lately_is_asked_first(
     network: Network, autojump_clock: MockClock
 ) -> None:

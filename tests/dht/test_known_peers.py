@@ -310,13 +310,13 @@ async def test_the_status_says_who_was_asked_and_blames_bootstrap_peers_alone() 
         assert asker.joiner.status().text == "joining through peers known from before"
         await wait_until(lambda: asker.joiner._n_rounds)
         status = asker.joiner.status()
-        assert status.text == "joining: none of the 3 peers known from before answered yet"
+        assert status.text == "joining: no answer yet from 3 peers known from before"
         assert (status.state, status.reasons) == (JoinState.JOINING, {})
     addr = f"{nowhere}/p2p/{ALICE.peer_id}"
     async with open_asking_peer([addr], known_of(ALICE, *gone).peers) as asker:
         await wait_until(lambda: asker.joiner._n_rounds)
         status = asker.joiner.status()
-        assert "1 peers in test and 3 peers known from before" in status.text
+        assert "1 peer in test and 3 peers known from before" in status.text
         assert set(status.reasons) == {ALICE.peer_id}
 
 

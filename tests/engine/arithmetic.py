@@ -6,11 +6,13 @@ Imports no trio, so that a process over it starts fast.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenplace.engine.backend import Stopped
 from tokenplace.engine.grammar import BadGrammar, GrammarFailed
 from tokenplace.engine.scheduler import Chunk, Copy, Keep
 from tokenplace.engine.sizing import ContextSize
@@ -84,7 +86,7 @@ class ArithmeticModel:
             n_ctx, n_slots, n_running or n_slots, n_cells, is_shared=n_cells < n_ctx * n_slots
         )
         self.n_batch = n_batch
-        self.can_cut = can_cut
+        self.can_cut = self.can_stop = can_cut
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.n_decoded = 0
         self.n_steps = 0
@@ -102,7 +104,9 @@ class ArithmeticModel:
                 assert n <= len(self.slots[source]), "more is copied than there is"
                 self.slots[slot] = self.slots[source][:n]
 
-    def decode(self, chunks: AbstractSequence[Chunk]) -> NDArray[np.float32]:
+    def decode(
+        self, chunks: AbstractSequence[Chunk], is_unwanted: Callable[[], bool] | None = None
+    ) -> NDArray[np.float32]:
         if self.fails is not None:
             raise self.fails
         assert 0 < sum(chunk.n for chunk in chunks) <= self.n_batch
@@ -116,6 +120,8 @@ class ArithmeticModel:
                 ids.append(int(chunk.sequence.buffer[place]))
                 if place >= chunk.start + chunk.n - chunk.n_rows:
                     rows.append(arithmetic_logits(ids))
+            if is_unwanted is not None and is_unwanted():  # with some of it computed
+                raise Stopped
             assert len(ids) <= self.size.n_ctx
         assert sum(map(len, self.slots)) <= self.size.n_cells, "over the budget"
         self.n_decoded += sum(chunk.n for chunk in chunks)

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from pathlib import Path
 from typing import Final
@@ -82,14 +83,16 @@ class FrailModel(ArithmeticModel):
         super().__init__(N_CTX, n_slots=N_SLOTS)
         self._vocabulary = vocabulary
 
-    def decode(self, chunks: AbstractSequence[Chunk]) -> NDArray[np.float32]:
+    def decode(
+        self, chunks: AbstractSequence[Chunk], is_unwanted: Callable[[], bool] | None = None
+    ) -> NDArray[np.float32]:
         for chunk in chunks:
             sequence = chunk.sequence
             prompt = tuple(sequence.ids[1 : sequence.n_prompt].tolist())  # without BOS
             order = self._vocabulary.orders.get(prompt)
             if order is not None and order[3] == str(sequence.n_new):
                 die(order)
-        return super().decode(chunks)
+        return super().decode(chunks, is_unwanted)
 
 
 class FrailRunner(Runner):
@@ -97,13 +100,13 @@ class FrailRunner(Runner):
 
     n_awaited = 0
 
-    def step(self) -> list[FromWorker]:
+    def step(self, is_unwanted: Callable[[], bool] = lambda: False) -> list[FromWorker]:
         if len(self._requests) < self.n_awaited:
             self._note(())  # nothing of anybody is computed
             time.sleep(0.001)
             return []
         self.n_awaited = 0
-        return super().step()
+        return super().step(is_unwanted)
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from typing import Any, Final
 import llama_cpp as lib
 
 from tokenplace import defaults
-from tokenplace.engine import llama, worker
+from tokenplace.engine import llama_model, worker
 from tokenplace.engine.confine import ParentGone
-from tokenplace.engine.llama import LlamaVocabulary
+from tokenplace.engine.llama_model import LlamaVocabulary
 
 _NO_TOKEN: Final = 1_000_000_000
 
@@ -65,7 +65,7 @@ class FrailVocabulary(LlamaVocabulary):
 
 
 if __name__ == "__main__":
-    llama.LlamaVocabulary = FrailVocabulary  # type: ignore[misc]
+    llama_model.LlamaVocabulary = FrailVocabulary  # type: ignore[misc]
     try:
         worker.main()
     except ParentGone:

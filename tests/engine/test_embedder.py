@@ -125,6 +125,18 @@ def test_each_text_gets_its_own_vector_of_length_one(runner: EmbeddingRunner) ->
     assert counts == [len(text) + 2 for text in texts]
 
 
+def test_the_owners_texts_come_before_others() -> None:
+    model = LetterEmbedder()
+    for is_owner_first in (True, False):
+        runner = EmbeddingRunner(
+            model, itertools.count(0.0, 0.001).__next__, model.note, is_owner_first=is_owner_first
+        )
+        runner.submit(embed(0, *["alice"] * 40, bucket="alice"))
+        runner.submit(embed(1, *["owner"] * 40, bucket=""))
+        ends = [e.request for e in run(runner) if isinstance(e, Embedded) and e.is_last]
+        assert ends == ([1, 0] if is_owner_first else [0, 1])
+
+
 def test_ids_are_taken_as_they_are(runner: EmbeddingRunner, model: LetterEmbedder) -> None:
     """Nothing is put around them, and nothing is tokenised."""
     spelled = tuple(model.tokenise("hello"))

@@ -146,8 +146,10 @@ async def test_a_long_prompt_says_how_far_it_is(autojump_clock: MockClock) -> No
     heard = await hear(FakeEngine(SLOW), raw(PROMPT * 8, max_tokens=2))
     alive = [event for event in heard.events if isinstance(event, Alive)]
     assert {event.phase for event in alive} == {Phase.PREFILL}
-    assert heard.when(Alive) == pytest.approx([2.0, 4.0, 6.0])
-    assert [event.progress for event in alive] == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
+    assert heard.when(Alive) == pytest.approx([0.0, 2.0, 4.0, 6.0])
+    assert [event.progress for event in alive] == pytest.approx([0, 0.25, 0.5, 0.75], abs=0.05)
+    ends_at = [at + event.eta_ms / 1000 for at, event in zip(heard.when(Alive), alive, strict=True)]
+    assert ends_at == pytest.approx([heard.when(Tokens)[0]] * 4, abs=0.3)
 
 
 async def test_many_donors_cost_no_time(autojump_clock: MockClock) -> None:
@@ -194,8 +196,30 @@ async def test_the_wait_is_told_and_is_not_longer(autojump_clock: MockClock) -> 
         assert isinstance(first, Accepted)
         assert first.position == max(0, place - 2)
         waited_s = heard.when(Tokens)[0] - heard.at[0]
-        assert waited_s <= first.eta_ms / 1000 + 0.01
-        assert first.eta_ms / 1000 <= 2 * waited_s + 0.5, "it should not scare people away either"
+        assert waited_s <= 2 * first.eta_ms / 1000 + 0.01
+        assert first.eta_ms / 1000 <= 2 * waited_s + 0.01, "it should not scare people away either"
+
+
+async def test_those_who_wait_hear_of_it_until_they_begin(autojump_clock: MockClock) -> None:
+    names = ["alice"] * 4
+    answers = await hear_all(FakeEngine(SLOW), *[of_bucket(name, 400) for name in names])
+    last = [event for event in answers[3].events if isinstance(event, Alive)]
+    queued = [event for event in last if event.phase is Phase.QUEUED]
+    assert [event.position for event in queued] == sorted(
+        (event.position for event in queued), reverse=True
+    )
+    assert {event.position for event in queued} == {0, 1, 2}
+    assert last[len(queued)].phase is Phase.PREFILL, "told at once, before any heartbeat"
+
+
+async def test_the_owner_goes_before_those_who_wait(autojump_clock: MockClock) -> None:
+    names = ["alice", "alice", "bob", "", ""]
+    answers = await hear_all(FakeEngine(SLOW), *map(of_bucket, names))
+    order = sorted(range(5), key=lambda number: answers[number].when(Tokens)[0])
+    assert order[:3] == [0, 3, 4], "who runs is not stopped"
+    answers = await hear_all(FakeEngine(SLOW, is_owner_first=False), *map(of_bucket, names))
+    order = sorted(range(5), key=lambda number: answers[number].when(Tokens)[0])
+    assert order[:3] == [0, 2, 3]
 
 
 async def test_no_room_is_said_at_once(autojump_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ from tests.engine.grammars import N_BYTES, allowed_ids, walk
 from tokenplace import defaults
 from tokenplace.engine.checker import byte_tokenizer
 from tokenplace.engine.grammar import BadGrammar, GrammarFailed, GrammarTokenizer, LlamaMatcher
-from tokenplace.engine.llama import LlamaVocabulary
+from tokenplace.engine.llama_model import LlamaVocabulary
 from tokenplace.engine.tools import control_name
 
 EOG = N_BYTES

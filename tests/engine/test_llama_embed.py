@@ -12,8 +12,9 @@ from scripts.embedding_model import MODEL_SHA256, WHEEL
 from tests.conftest import model_file
 from tests.engine.bert import Bert
 from tokenplace.engine.embedder import unit_vectors
-from tokenplace.engine.llama import LlamaContext, LlamaModel, LoadError
+from tokenplace.engine.llama import LlamaContext
 from tokenplace.engine.llama_embed import LlamaEmbedder, is_for_embeddings
+from tokenplace.engine.llama_model import LlamaModel, LoadError
 from tokenplace.engine.messages import Load
 from tokenplace.models.files import sha256_of
 

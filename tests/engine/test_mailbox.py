@@ -106,13 +106,32 @@ async def test_what_comes_is_handed_on_and_the_last_is_known() -> None:
 def test_progress_in_the_answer_is_the_share_of_its_longest() -> None:
     answer = answer_to(submit(n=2), QUEUED, tokens(0, b"a"), tokens(0, b"b", b"c", choice=1))
     answer.take(Progress(0, Phase.DECODE, 0.0, 0), now=1.0)
-    assert answer.alive() == Alive(Phase.DECODE, 3 / 8, 0)
+    assert answer.alive(now=1.0) == Alive(Phase.DECODE, 3 / 8, 0)
+
+
+def test_the_wait_counts_down_while_nothing_is_heard() -> None:
+    answer = answer_to(submit(), QUEUED)
+    answer.take(Progress(0, Phase.QUEUED, 0.0, 2, 4000), now=10.0)
+    assert answer.alive(now=10.0) == Alive(Phase.QUEUED, 0.0, 2, 4000)
+    assert answer.alive(now=12.5) == Alive(Phase.QUEUED, 0.0, 2, 1500)
+    assert answer.alive(now=15.0) == Alive(Phase.QUEUED, 0.0, 2, 0)
+    answer.take(Progress(0, Phase.QUEUED, 0.0, 1, 3000), now=15.0)
+    assert answer.alive(now=15.0) == Alive(Phase.QUEUED, 0.0, 1, 3000)
+
+
+async def test_that_it_has_begun_is_told_at_once() -> None:
+    answer = answer_to(submit(), QUEUED, Progress(0, Phase.QUEUED, 0.0, 0, 2000))
+    answer.take(Progress(0, Phase.PREFILL, 0.0, 0, 1500), now=1.0)
+    answer.take(Progress(0, Phase.PREFILL, 0.5, 0, 700), now=1.5)  # this can wait for a heartbeat
+    answer.take(tokens(0, b"a"), now=2.0)
+    alive = Alive(Phase.PREFILL, 0.0, 0, 1500)
+    assert await read(answer, 3) == [QUEUED, alive, tokens(0, b"a")]
 
 
 async def test_requeued_by_the_worker_is_said_once() -> None:
     answer = answer_to(submit(), QUEUED, Progress(0, Phase.REQUEUED, 0.0, 0))
     assert (await read(answer, 2))[1].phase is Phase.REQUEUED  # type: ignore[union-attr]
-    assert answer.alive().phase is Phase.QUEUED
+    assert answer.alive(now=1.0).phase is Phase.QUEUED
 
 
 def test_it_is_proven_by_time_after_its_first_token_here() -> None:

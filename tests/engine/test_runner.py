@@ -24,6 +24,7 @@ from tests.engine.parts import (
     tokens_of,
 )
 from tokenplace import defaults
+from tokenplace.engine.backend import DecodeFailed
 from tokenplace.engine.messages import (
     Count,
     Counted,
@@ -31,7 +32,7 @@ from tokenplace.engine.messages import (
     NewTokens,
     Progress,
 )
-from tokenplace.engine.runner import DecodeFailed, Runner
+from tokenplace.engine.runner import Runner
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import Phase, SamplingParams
 
@@ -281,9 +282,35 @@ def test_cancelling_in_the_queue_moves_the_others_up() -> None:
     for request in range(3):
         enter(runner, submit(request))
     runner.step()
-    assert runner.cancel(1) == [Progress(2, Phase.QUEUED, 0.0, 0)]
+    (moved,) = runner.cancel(1)
+    assert isinstance(moved, Progress)
+    assert (moved.request, moved.phase, moved.position) == (2, Phase.QUEUED, 0)
     assert runner.cancel(1) == []
     assert [event.request for event in run(runner) if isinstance(event, Done)] == [0, 2]
+
+
+def test_a_stopped_step_counts_for_nothing_and_the_next_one_is_not_stopped() -> None:
+    model = ArithmeticModel()
+    runner = runner_of(model)
+    asked = submit(0, "a" * 40)
+    enter(runner, asked)
+    runner.step(lambda: True)
+    assert model.slots[0] == []
+    events = runner.step(lambda: True)
+    assert len(model.slots[0]) == 41  # with the one before every prompt
+    tokens = [e for e in events + run(runner) if isinstance(e, NewTokens)]
+    assert [i for e in tokens for i in e.ids] == alone(asked)[0]
+
+
+def test_no_step_is_stopped_that_carries_a_stream() -> None:
+    model = ArithmeticModel(n_slots=2)
+    runner = runner_of(model)
+    enter(runner, submit(0, "a"))
+    runner.step()
+    enter(runner, submit(1, "b" * 40))
+    n_before = len(model.slots[0])
+    runner.step(lambda: True)
+    assert len(model.slots[0]) == n_before + 1
 
 
 def test_cancelling_a_running_one_frees_its_slot_at_once() -> None:
@@ -306,6 +333,67 @@ def test_the_estimate_covers_everybody_ahead() -> None:
     second = enter(runner, submit(1, "y" * 20, scope=ALICE, max_tokens=30))
     ahead_ms = 1000 * runner.pace.seconds_for_decode(30)
     assert second.eta_ms == pytest.approx(2 * first.eta_ms + ahead_ms, rel=0.2)
+    assert second.wait_ms == pytest.approx(first.eta_ms + ahead_ms, rel=0.2)
+    assert (first.wait_ms, first.position, second.position) == (0, 0, 1)
+
+
+def test_what_answers_need_is_learned_from_those_that_ended() -> None:
+    runner = runner_of(ArithmeticModel(n_slots=1))
+    behind = [submit(101, "y", scope=BOB, max_tokens=60)]
+    enter(runner, submit(9, max_tokens=20, ignore_eog=True))
+    run(runner)
+
+    def wait_ms() -> int:
+        enter(runner, submit(100, "x", max_tokens=60))
+        wait_ms = enter(runner, behind[0]).wait_ms
+        runner.cancel(100)
+        runner.cancel(101)
+        return wait_ms
+
+    before_ms = wait_ms()
+    for request in range(defaults.LENGTHS_REMEMBERED):
+        enter(runner, submit(request, max_tokens=60, stop=(b"a", b"b", b"c", b"d", b"e")))
+        run(runner)
+    assert wait_ms() < before_ms / 2
+
+
+def test_who_comes_after_those_of_another_bucket_is_told_his_fair_place() -> None:
+    runner = runner_of(ArithmeticModel(n_slots=1))
+    for request in range(4):
+        enter(runner, submit(request, bucket="alice", max_tokens=5))
+    runner.step()
+    told = enter(runner, submit(4, bucket="bob", scope=BOB))
+    begun = [event.request for event in run(runner) if isinstance(event, Done)]
+    assert told.position == begun.index(4) - 1
+    assert told.position < 3
+
+
+def test_those_who_wait_are_told_anew_while_nothing_else_happens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "ETA_RENEW_S", 0.02)  # some steps of this clock
+    runner = runner_of(ArithmeticModel(n_slots=1))
+    enter(runner, submit(9, max_tokens=20, ignore_eog=True))
+    run(runner)
+    enter(runner, submit(0, max_tokens=50, ignore_eog=True))
+    enter(runner, submit(1, scope=BOB))
+    runner.step()
+    told = []
+    while 0 in runner.running:
+        told += [e for e in runner.step() if isinstance(e, Progress) and e.request == 1]
+    queued = [event for event in told if event.phase == Phase.QUEUED]
+    assert len(queued) > 2
+    etas = [event.eta_ms for event in queued]
+    assert etas == sorted(etas, reverse=True)
+
+
+def test_the_owner_gets_the_next_seat() -> None:
+    runner = runner_of(ArithmeticModel(n_slots=1))
+    for request in range(3):
+        enter(runner, submit(request, bucket="alice", max_tokens=3))
+    runner.step()
+    assert enter(runner, submit(3, bucket="", scope=BOB, max_tokens=3)).position == 0
+    assert [event.request for event in run(runner) if isinstance(event, Done)] == [0, 3, 1, 2]
 
 
 def test_with_a_free_slot_nobody_is_ahead(runner: Runner) -> None:
@@ -327,8 +415,8 @@ def test_bad_numbers_end_only_their_request(runner: Runner, model: ArithmeticMod
     enter(runner, asked)
     good = model.decode
 
-    def decode(chunks: object) -> np.ndarray:  # type: ignore[type-arg]
-        rows = good(chunks)  # type: ignore[arg-type]
+    def decode(chunks: Any, is_unwanted: Any = None) -> Any:
+        rows = good(chunks)
         rows[0] = np.nan
         return rows
 

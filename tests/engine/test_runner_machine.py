@@ -62,10 +62,10 @@ class RunnerMachine(RuleBasedStateMachine):
         self.asked[request] = Asked(asked, enter(self.runner, asked))
 
     @precondition(lambda self: not self.runner.is_idle)
-    @rule(n=st.integers(1, 12))
-    def step(self, n: int) -> None:
+    @rule(n=st.integers(1, 12), is_unwanted=st.booleans())
+    def step(self, n: int, is_unwanted: bool = False) -> None:
         for _ in range(n):
-            for event in self.runner.step():
+            for event in self.runner.step(lambda: is_unwanted):
                 self.take(event)
 
     @precondition(lambda self: self.asked)

@@ -19,11 +19,12 @@ from tests.engine.parts import (
     tokens_of,
 )
 from tokenplace import defaults
+from tokenplace.engine.backend import CacheFull
 from tokenplace.engine.messages import (
     Done,
     Progress,
 )
-from tokenplace.engine.runner import CacheFull, Runner
+from tokenplace.engine.runner import Runner
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import Phase
 

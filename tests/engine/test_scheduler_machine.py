@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from tokenplace.engine.slots import SlotTable
 
 N_CTX = 60
 MAX_PROMPT = 40
+OWNER = ""
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -30,18 +33,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         n_running=st.integers(1, 4),
         n_cells=st.integers(N_CTX, 4 * N_CTX),
         can_cut=st.booleans(),
+        is_owner_first=st.booleans(),
     )
-    def open(self, n_slots: int, n_running: int, n_cells: int, can_cut: bool) -> None:
+    def open(
+        self, n_slots: int, n_running: int, n_cells: int, can_cut: bool, is_owner_first: bool
+    ) -> None:
         self.table = SlotTable(n_slots, n_cells)
         self.n_running = min(n_running, n_slots)
         self.can_cut = can_cut
-        self.scheduler = Scheduler(self.table, self.n_running, can_cut=can_cut)
+        self.is_owner_first = is_owner_first
+        self.scheduler = Scheduler(
+            self.table, self.n_running, can_cut=can_cut, is_owner_first=is_owner_first
+        )
         self.cache: list[list[tuple[int, bytes]]] = [[] for _ in range(n_slots)]
         self.n_asked = 0
         self.living: list[Sequence] = []
 
     @rule(
-        bucket=st.sampled_from(["alice", "bob", "carol"]),
+        bucket=st.sampled_from(["alice", "bob", OWNER]),
         scope=st.sampled_from([ALICE, BOB]),
         n_prompt=st.integers(1, MAX_PROMPT),
         common=st.integers(0, MAX_PROMPT),
@@ -101,7 +110,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def one_step(self, n_prompt_tokens: int) -> Plan:
         before = {id(s): s.n_past for s in self.scheduler.running}
         was_running = bool(self.scheduler.running)
+        n_stopped = len(self.scheduler.running)
         plan = self.scheduler.schedule(n_prompt_tokens, 4)
+        self.check_turns(plan)
+        n_stopped += len(plan.started) - len(self.scheduler.running)
+        assert n_stopped == len(plan.requeued), "somebody was stopped to let another start"
         self.move(plan.moves)
         assert plan.chunks or not self.living, "a step that does nothing, for ever"
         assert sum(c.n for c in plan.chunks if c.n > 1) <= n_prompt_tokens
@@ -124,13 +137,25 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.draw(chunk.sequence)
         return plan
 
+    def check_turns(self, plan: Plan) -> None:
+        """The owner's wait for no stranger who waited too."""
+        if not self.is_owner_first:
+            return
+        in_order = [sequence.bucket for sequence in self.scheduler.in_order()]
+        assert in_order == sorted(in_order, key=bool), "a stranger before the owner"
+        started = [sequence.bucket for sequence in plan.started]
+        assert started == sorted(started, key=bool)
+        if any(started):  # whoever is left of the owner's waits for a prefix that is being read
+            left = [s for s in self.scheduler.waiting if s.bucket == OWNER]
+            assert all(self.scheduler._is_being_computed(s) for s in left if s not in plan.requeued)
+
     def draw(self, sequence: Sequence) -> None:
         sequence.append(5)
         if sequence.is_whole:
             self.living.remove(sequence)
             self.move(self.scheduler.leave(sequence))
 
-    def move(self, moves: list[Keep | Copy]) -> None:
+    def move(self, moves: Iterable[Keep | Copy]) -> None:
         for move in moves:
             match move:
                 case Keep(slot, n):

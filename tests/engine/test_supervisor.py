@@ -113,8 +113,18 @@ def story(prompt: str, n: int = 1, max_tokens: int = 40) -> Submit:
     return submit(prompt=prompt, n=n, max_tokens=max_tokens, temperature=0.8, ignore_eog=True)
 
 
+def is_requeued(mail: Mail) -> bool:
+    return isinstance(mail, Alive) and mail.phase is Phase.REQUEUED
+
+
 def n_requeued(mails: list[Mail]) -> int:
-    return sum(isinstance(mail, Alive) and mail.phase is Phase.REQUEUED for mail in mails)
+    return sum(map(is_requeued, mails))
+
+
+async def requeued(answer: Answer) -> None:
+    """Take its mail until its worker has died."""
+    while not is_requeued(await answer.receive()):
+        pass
 
 
 def assert_whole(mails: list[Mail], asked: Submit) -> Done:
@@ -308,8 +318,7 @@ async def test_leaving_during_a_trial_lets_the_others_go_on(frail: Frail) -> Non
     async with supervised(frail) as supervisor:
         answers = [await supervisor.submit(one) for one in INNOCENTS[:2]]
         evil = await supervisor.submit(story("abort at 3: poison"))
-        while not isinstance(await evil.receive(), Alive):
-            pass
+        await requeued(evil)
         supervisor.forget(evil)
         for answer, one in zip(answers, INNOCENTS, strict=False):
             assert_whole([mail async for mail in mails_of(answer)], one)
@@ -363,8 +372,7 @@ async def test_newcomers_wait_until_nobody_is_suspected(
     newcomer = story("a hare")
     async with supervised(frail) as supervisor:
         suspects = [await supervisor.submit(one) for one in asked]
-        while not isinstance(await suspects[0].receive(), Alive):
-            pass
+        await requeued(suspects[0])
         assert supervisor.load.state == "restarting"
         answer = await supervisor.submit(newcomer)
         load = supervisor.load
@@ -376,8 +384,7 @@ async def test_closing_ends_those_that_wait_for_a_worker(frail: Frail) -> None:
     async with supervised(frail) as supervisor:
         await starve(frail)
         answer = await supervisor.submit(story("killed at 3: a fox"))
-        while not isinstance(await answer.receive(), Alive):
-            pass
+        await requeued(answer)
     assert isinstance(await answer.receive(), DonorFinishing)
 
 

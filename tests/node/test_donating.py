@@ -158,6 +158,15 @@ async def test_files_that_cannot_be_used_do_not_stop_the_others(
         assert len(donations.offered()) == 1
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_whether_the_owner_goes_first_is_told_to_the_engine(
+    store: ModelStore, files: list[str], is_first: bool
+) -> None:
+    shelf = Shelf()
+    async with donating(store, files[:1], shelf.open, is_owner_first=is_first):
+        assert [spec.is_owner_first for spec in shelf.specs] == [is_first]
+
+
 async def test_a_file_that_was_replaced_is_not_loaded_again(
     store: ModelStore, tmp_path: Path, tiny_model: Path
 ) -> None:

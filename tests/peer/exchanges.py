@@ -10,8 +10,8 @@ from tokenplace.generation import (
     Accepted,
     Alive,
     ChoiceEnd,
+    EogStop,
     Finished,
-    LengthStop,
     Logprob,
     Phase,
     Stop,
@@ -25,7 +25,7 @@ from tokenplace.peer.frames import Frame
 ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 2000, 0)
 ALIVE = Alive(Phase.PREFILL, 0.5, 0)
 REQUEUED = Alive(Phase.REQUEUED, 0.0, 1)
-END = ChoiceEnd(0, LengthStop())
+END = ChoiceEnd(0, EogStop(2))
 FINISHED = Finished((END,), Usage(5, 0, 1), Timings(0, 0, 0))
 ERROR = DonorBusy()
 ENDS = {State.FINISHED, State.FAILED, State.LOST, State.CANCELLED}
@@ -39,9 +39,9 @@ def tokens(
     return Tokens(choice, index, (7,) * n_tokens, (b"x",) * n_tokens, logprobs)
 
 
-def finished(*choices: int, stop: Stop = END.stop) -> Finished:
+def finished(*choices: int, stop: Stop = END.stop, n_tokens: int = 1) -> Finished:
     ends = tuple(ChoiceEnd(choice, stop) for choice in choices)
-    return Finished(ends, FINISHED.usage, FINISHED.timings)
+    return Finished(ends, Usage(5, 0, n_tokens), FINISHED.timings)
 
 
 def asked(table: Table = REQUESTER, now: float = 0.0, **wanted: object) -> Exchange:

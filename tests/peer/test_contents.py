@@ -27,12 +27,16 @@ from tokenplace.generation import (
     Accepted,
     ChatInput,
     ChatMessage,
+    EogStop,
     Finished,
     GrammarStop,
     JsonObject,
     JsonSchema,
+    LengthStop,
     Logprob,
     Resume,
+    Stop,
+    StringStop,
     Tokens,
     Tool,
     ToolChoice,
@@ -61,6 +65,33 @@ def test_only_the_choice_asked_for() -> None:
             after(ACCEPTED, finished(*choices))
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "stop"),
+    [(9, LengthStop()), (10, StringStop("halt")), (10, StringStop(""))],
+    ids=["too early", "another string", "no string"],
+)
+def test_an_answer_that_was_cut_does_not_look_whole(n_tokens: int, stop: Stop) -> None:
+    with pytest.raises(RemoteProtocolError):
+        after(
+            ACCEPTED,
+            tokens(0, n_tokens),
+            finished(0, stop=stop, n_tokens=n_tokens),
+            stop=("end",),
+        )
+
+
+def test_whoever_counts_other_tokens_than_it_delivered_has_lost_some() -> None:
+    for n_tokens in (0, 9, 11):
+        with pytest.raises(RemoteProtocolError):
+            after(ACCEPTED, tokens(0, 4), tokens(4, 6), finished(0, n_tokens=n_tokens))
+
+
+@pytest.mark.parametrize("stop", [LengthStop(), StringStop("end"), EogStop(2)])
+def test_an_answer_ends_as_it_may(stop: Stop) -> None:
+    whole = (tokens(0, 4), tokens(4, 6), finished(0, stop=stop, n_tokens=10))
+    assert after(ACCEPTED, *whole, stop=("end",)).state is State.ENDING
+
+
 @ROLES
 def test_several_choices_come_side_by_side(table: Table) -> None:
     exchange = asked(table, n=3)
@@ -71,11 +102,11 @@ def test_several_choices_come_side_by_side(table: Table) -> None:
         exchange.take(frame, 0.0)
     for wrong in (
         *(tokens(0, choice=3), tokens(1, choice=1), tokens(2, choice=0), tokens(5, choice=0)),
-        *(tokens(10, choice=2), finished(0, 2), finished(0, 1, 2, 2), finished(0, 1, 3)),
+        *(finished(0, 2), finished(0, 1, 2, 2), finished(0, 1, 3)),
     ):
         with pytest.raises(RemoteProtocolError):
             exchange.take(wrong, 0.0)
-    exchange.take(finished(2, 0, 1), 0.0)
+    exchange.take(finished(2, 0, 1, n_tokens=14), 0.0)
     assert exchange.state is State.ENDING
 
 
@@ -92,12 +123,12 @@ def test_a_resumed_choice_goes_on_where_it_was(table: Table) -> None:
     for frame in (ACCEPTED, tokens(2, 4, choice=2), tokens(0), tokens(6, 4, choice=2)):
         exchange.take(frame, 0.0)
     for wrong in (
-        *(tokens(0, choice=1), tokens(0, choice=2), tokens(10, choice=2)),
+        *(tokens(0, choice=1), tokens(0, choice=2)),
         *(finished(0, 1, 2), finished(2)),
     ):
         with pytest.raises(RemoteProtocolError):
             exchange.take(wrong, 0.0)
-    exchange.take(finished(0, 2), 0.0)
+    exchange.take(finished(0, 2, n_tokens=9), 0.0)
 
 
 @ROLES
@@ -149,7 +180,7 @@ def test_a_form_is_complete_only_if_there_is_one(table: Table) -> None:
         exchange = asked(table, **wanted)
         exchange.take(ACCEPTED, 0.0)
         if is_right:
-            exchange.take(finished(0, stop=GrammarStop()), 0.0)
+            exchange.take(finished(0, stop=GrammarStop(), n_tokens=0), 0.0)
         else:
             with pytest.raises(RemoteProtocolError):
                 exchange.take(finished(0, stop=GrammarStop()), 0.0)

@@ -25,7 +25,7 @@ from tests.peer.exchanges import (
 )
 from tokenplace import defaults
 from tokenplace.errors import RemoteProtocolError
-from tokenplace.generation import Accepted
+from tokenplace.generation import Accepted, Alive, Phase
 from tokenplace.peer.exchange import (
     DONOR,
     REQUESTER,
@@ -197,15 +197,63 @@ def test_requeued_renews_it_also_after_tokens() -> None:
     assert next_due(exchange) == (Limit.FIRST_TOKEN, 25.0 + FIRST_TOKEN_S)
 
 
-@pytest.mark.parametrize("said", [replace(ACCEPTED, eta_ms=(1 << 32) - 1), REQUEUED])
-def test_nobody_waits_for_ever_whatever_a_donor_says(said: Frame) -> None:
+def moving(n: int) -> Alive:
+    return Alive(Phase.PREFILL, n / 1000, 0)
+
+
+def test_nobody_waits_for_ever_whatever_a_donor_promises() -> None:
     exchange = asked(now=100.0)
-    if said is REQUEUED:
-        exchange.take(ACCEPTED, 100.0)
+    exchange.take(replace(ACCEPTED, eta_ms=(1 << 32) - 1), 100.0)
     for now in range(100, 400, 5):
         exchange.touch(now)
-        exchange.take(said if said is REQUEUED or now == 100 else ALIVE, now)
+        exchange.take(moving(now), now)
     assert next_due(exchange) == (Limit.FIRST_TOKEN, 100.0 + defaults.MAX_WAIT_S)
+
+
+def test_a_donor_may_learn_that_it_takes_longer() -> None:
+    exchange = after(replace(ACCEPTED, eta_ms=4000))
+    exchange.take(Alive(Phase.QUEUED, 0.0, 2, 2000), 2.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 3 * 4 + 5
+    exchange.take(Alive(Phase.QUEUED, 0.0, 2, 6000), 4.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 3 * 10 + 5
+    exchange.take(Alive(Phase.QUEUED, 0.0, 1, 1000), 5.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 3 * 10 + 5, "what was promised holds"
+    exchange.take(Alive(Phase.QUEUED, 0.0, 1, (1 << 32) - 1), 6.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == defaults.MAX_WAIT_S
+    assert exchange.due_at(Limit.STILL) == 5.0 + defaults.QUEUE_STILL_TIMEOUT_S
+
+
+def test_requeued_renews_nothing_once_it_was_said_too_often() -> None:
+    exchange = after(replace(ACCEPTED, eta_ms=20_000))
+    for now in range(5, 60, 5):
+        exchange.touch(now)
+        exchange.take(REQUEUED, now)
+    last_s = 5 * defaults.MAX_REQUEUES
+    assert exchange.due_at(Limit.FIRST_TOKEN) == last_s + 3 * 20 + 5
+    assert exchange.due_at(Limit.STILL) == last_s + defaults.QUEUE_STILL_TIMEOUT_S
+    exchange.take(tokens(0), 60.0)
+    exchange.take(REQUEUED, 61.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 60 + 3 * 20 + 5, "a token moves it all the same"
+
+
+def test_all_that_is_waited_for_is_counted_together() -> None:
+    """A token now and then buys no new wait."""
+    exchange = after(replace(ACCEPTED, eta_ms=90_000))
+    exchange.take(tokens(0), 100.0)
+    exchange.take(tokens(1), 105.0)
+    exchange.take(REQUEUED, 106.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 105 + defaults.MAX_WAIT_S - 100
+    exchange.take(tokens(2), 205.0)
+    exchange.take(REQUEUED, 206.0)
+    assert exchange.due_at(Limit.FIRST_TOKEN) == 205 + defaults.MAX_WAIT_S - 200
+
+
+def test_heartbeats_that_show_no_movement_are_not_enough() -> None:
+    exchange = after(replace(ACCEPTED, eta_ms=60_000))
+    exchange.take(moving(1), 2.0)
+    alive_from(4.0, 30.0, exchange)
+    assert next_due(exchange)[0] is Limit.STILL
+    assert exchange.due_at(Limit.STILL) == 4.0 + defaults.STILL_TIMEOUT_S, "ALIVE has moved once"
 
 
 def test_then_a_token_every_ten_seconds() -> None:

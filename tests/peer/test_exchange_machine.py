@@ -222,8 +222,8 @@ class ExchangeMachine(RuleBasedStateMachine):
             return
         with contextlib.suppress(DonorBusy):
             while True:
-                self.crowd.append(self.lab.admission.open_nowait(ALICES_IP))
-                self.crowd[-1].queue_nowait()
+                self.crowd.append(self.lab.admission.open_nowait(ALICES_IP, now=0.0))
+                self.crowd[-1].queue_nowait(now=0.0)
 
     def empty_the_queue(self) -> None:
         while self.crowd:

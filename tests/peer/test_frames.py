@@ -72,7 +72,7 @@ def tokens(draw: st.DrawFn) -> Tokens:
 DIGESTS = st.binary(min_size=32, max_size=32)
 EVENTS: st.SearchStrategy[Event] = (
     st.builds(Accepted, DIGESTS, U32, U32, U32, U32, st.just("tp/1"), U32, U32, st.just(""))
-    | st.builds(Alive, st.sampled_from(Phase), st.floats(0, 1), U32)
+    | st.builds(Alive, st.sampled_from(Phase), st.floats(0, 1), U32, U32)
     | tokens()
     | st.builds(
         Finished,
@@ -225,7 +225,7 @@ def test_a_malformed_error_breaks_the_protocol(changes: dict[str, object]) -> No
 
 
 def test_unknown_frames_and_keys_are_ignored() -> None:
-    alive = Alive(Phase.DECODE, 0.5, 0)
+    alive = Alive(Phase.PREFILL, 0.5, 0, 700)
     known = msgpack.unpackb(encode_frame(alive)) | {"new": [1, {"a": b"b"}]}
     unknown = {"f": "receipt", "x": 1}
     assert decode_frames(msgpack.packb(unknown) + msgpack.packb(known)) == [alive]

@@ -11,9 +11,9 @@ from tokenplace.generation import (
     Accepted,
     Alive,
     ChoiceEnd,
+    EogStop,
     Event,
     Finished,
-    LengthStop,
     Logprob,
     Phase,
     Timings,
@@ -28,7 +28,7 @@ from tokenplace.sealing.answer import MAX_FRAMES_BYTES
 
 ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 1000, "tp/1", 10, 0)
 REST = Usage(5, 0, 1), Timings(0, 0, 0)
-FINISHED = Finished((ChoiceEnd(0, LengthStop()),), *REST)
+FINISHED = Finished((ChoiceEnd(0, EogStop(2)),), *REST)
 TICK = defaults.TOKEN_TICK_S
 
 
@@ -131,6 +131,19 @@ def test_a_queued_request_says_so() -> None:
     outbox.put(Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 10, position=3), 0.0)
     taken(outbox, 0.0)
     assert taken(outbox, 2.0) == ([Alive(Phase.QUEUED, 0.0, 3)], False)
+
+
+def test_the_wait_counts_down_from_what_was_said_last() -> None:
+    outbox = Outbox(0.0)
+    outbox.put(Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 9000, position=3), 0.0)
+    taken(outbox, 0.0)
+    assert taken(outbox, 2.0) == ([Alive(Phase.QUEUED, 0.0, 3, 7000)], False)
+    outbox.put(Alive(Phase.QUEUED, 0.0, 2, 1000), 3.5)
+    assert taken(outbox, 4.0) == ([Alive(Phase.QUEUED, 0.0, 2, 500)], False)
+    assert taken(outbox, 6.0) == ([Alive(Phase.QUEUED, 0.0, 2, 0)], False)
+    outbox.put(Alive(Phase.REQUEUED, 0.0, 2, 3000), 6.0)
+    assert taken(outbox, 6.0) == ([Alive(Phase.REQUEUED, 0.0, 2, 3000)], False)
+    assert taken(outbox, 8.0) == ([Alive(Phase.QUEUED, 0.0, 2, 1000)], False)
 
 
 def test_before_accepted_a_heartbeat_says_nothing() -> None:
@@ -284,7 +297,9 @@ def test_whatever_goes_in_comes_out_in_order_and_in_time(
             event = Tokens(choice, index, (1,) * len(pieces), tuple(pieces), logprobs)
             sent[choice] += pieces
         outbox.put(event, now)
-    outbox.put(Finished(tuple(ChoiceEnd(c, LengthStop()) for c in range(4)), *REST), now)
+    usage = Usage(5, 0, sum(map(len, sent.values())))
+    ends = tuple(ChoiceEnd(choice, EogStop(2)) for choice in range(4))
+    outbox.put(Finished(ends, usage, Timings(0, 0, 0)), now)
     assert send_until(now)
     assert received == sent
 

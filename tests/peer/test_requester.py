@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -25,10 +26,10 @@ from tokenplace.errors import (
 from tokenplace.generation import (
     Accepted,
     ChoiceEnd,
+    EogStop,
     Event,
     Finished,
     GenerateRequest,
-    LengthStop,
     Timings,
     Tokens,
     Usage,
@@ -41,7 +42,8 @@ from tokenplace.sealing.answer import AnswerSealer
 from tokenplace.sealing.request import open_request
 
 ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 0, 0)
-FINISHED = Finished((ChoiceEnd(0, LengthStop()),), Usage(5, 0, 1), Timings(0, 0, 0))
+FINISHED = Finished((ChoiceEnd(0, EogStop(2)),), Usage(5, 0, 0), Timings(0, 0, 0))
+WHOLE = replace(FINISHED, usage=Usage(5, 0, 2))
 
 
 def token(index: int, piece: bytes = b"x") -> Tokens:
@@ -102,7 +104,7 @@ def whole_answer(sealer: AnswerSealer) -> bytes:
         sealer.opening
         + sealer.seal(encode_frame(ACCEPTED))
         + sealer.seal(encode_frame(token(0, b"one ")))
-        + sealer.seal(encode_frame(token(1, b"two")) + encode_frame(FINISHED), is_final=True)
+        + sealer.seal(encode_frame(token(1, b"two")) + encode_frame(WHOLE), is_final=True)
     )
 
 

@@ -15,13 +15,24 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import EchoEngine
-from tests.peer.exchange_lab import BOB, SIGNED_KEYS, SIGNED_LIVE, Lab, make_request, text_of
+from tests.peer.exchange_lab import (
+    BOB,
+    SIGNED_KEYS,
+    SIGNED_LIVE,
+    TINY_MODEL,
+    Lab,
+    make_request,
+    text_of,
+)
 from tokenplace import defaults
+from tokenplace.engine.fake import FakeEngine
+from tokenplace.engine.fake_model import FakeModel
 from tokenplace.errors import (
     BadFormat,
     ConfigError,
     ConnectionLost,
     ContextLengthExceeded,
+    DeadlineExceeded,
     DonorBusy,
     DonorFinishing,
     DonorInternalError,
@@ -85,6 +96,20 @@ async def test_an_answer_arrives_whole() -> None:
     alice, bob = lab.streams[0]
     assert not alice.was_reset
     assert not bob.was_reset
+
+
+async def test_a_hedge_is_only_taken_if_it_need_not_wait(autojump_clock: MockClock) -> None:
+    engine = FakeEngine(FakeModel(artifact=TINY_MODEL, n_slots=1))
+    async with Lab(engine).running() as lab:
+        lab.nursery.start_soon(lab.ask, make_request())
+        await trio.sleep(0.1)
+        with pytest.raises(DonorBusy):
+            await lab.ask(make_request(is_hedge=True))
+        for is_hedge in (False, True):  # the first waits, the second finds nobody
+            events = await lab.ask(make_request(is_hedge=is_hedge))
+            assert isinstance(events[-1], Finished)
+        await lab.settled()
+    assert [request.is_hedge for request in engine.requests] == [False, True, False, True]
 
 
 class Tidy(EchoEngine):
@@ -240,16 +265,32 @@ TOKEN = Tokens(0, 0, (1,), (b"x",))
 
 async def test_heartbeats_keep_a_slow_donor_alive(autojump_clock: MockClock) -> None:
     """No byte for ten seconds is the end; a prefill of a minute is not."""
-    engine = Waiting((5.0, ACCEPTED), (20.0, ALIVE), (40.0, TOKEN), (500.0, TOKEN))
+    more = dataclasses.replace(ALIVE, progress=0.9)
+    engine = Waiting((5.0, ACCEPTED), (20.0, ALIVE), (19.0, more), (19.0, TOKEN), (500.0, TOKEN))
     async with Lab(engine).running() as lab:
         events: list[Event] = []
         with pytest.raises(TokenplaceError) as failure:
             await collect(lab, make_request(), events)
         assert failure.value.code == "deadline_exceeded"  # alive, but without a second token
-        assert trio.current_time() == pytest.approx(65.0 + defaults.PROGRESS_TIMEOUT_S)
+        assert trio.current_time() == pytest.approx(63.0 + defaults.PROGRESS_TIMEOUT_S)
     heartbeats = [event for event in events if isinstance(event, Alive)]
     assert {event.phase for event in heartbeats} == {Phase.QUEUED, Phase.PREFILL, Phase.DECODE}
     assert 30 <= len(heartbeats) <= 40
+
+
+@pytest.mark.parametrize(
+    "said",
+    [(ALIVE,), (ALIVE, dataclasses.replace(ALIVE, phase=Phase.QUEUED))],
+    ids=["the same", "back and forth"],
+)
+async def test_heartbeats_alone_do_not(said: tuple[Alive, ...], autojump_clock: MockClock) -> None:
+    """A donor whose model hangs, or that pretends, goes on saying what it has said."""
+    engine = Waiting((0.0, ACCEPTED), *((3.0, each) for each in said * 30), (500.0, TOKEN))
+    async with Lab(engine).running() as lab:
+        with pytest.raises(DeadlineExceeded):
+            await lab.ask(make_request())
+        due_s = 3.0 + defaults.STILL_TIMEOUT_S
+        assert trio.current_time() == pytest.approx(due_s, abs=defaults.HEARTBEAT_S)
 
 
 async def test_a_donor_without_accepted_is_given_up(autojump_clock: MockClock) -> None:

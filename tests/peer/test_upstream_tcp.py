@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import statistics
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from typing import Never
+from typing import Any, Never
 
 import pytest
 import trio
@@ -29,12 +30,13 @@ from tests.peer.hosts import (
     stock_swarm,
     wait_until,
 )
+from tests.peer.muxers import muxer_of
 from tokenplace import defaults
 from tokenplace.errors import ConfigError, ConnectFailed
 from tokenplace.peer.gate import Gate
 from tokenplace.peer.host import PeerHost, open_host
 from tokenplace.peer.identity import throwaway_identity
-from tokenplace.peer.upstream_tcp import MendedTCP, require_free_port
+from tokenplace.peer.upstream_tcp import _RTO_MAX_MS, MendedTCP, require_free_port
 
 SERVED_WITHIN_S = 1.0
 
@@ -303,3 +305,28 @@ async def test_idle_connections_do_not_shut_newcomers_out() -> None:
         assert newcomer.is_connected(host.peer_id)
         assert bob.is_connected(host.peer_id)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told so")
+async def test_the_kernel_tries_again_soon_after_an_outage_and_not_for_ever() -> None:
+    async with open_echo_host() as host, open_asking_host() as asker:
+        assert await can_echo(asker, host.peer_id, host.addrs())
+        for one in (host, asker):
+            connection = socket_of(one)
+            user_timeout_ms = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert user_timeout_ms == defaults.TCP_USER_TIMEOUT_S * 1000
+            try:
+                rto_max_ms = connection.getsockopt(socket.IPPROTO_TCP, _RTO_MAX_MS)
+            except OSError:
+                continue  # before Linux 6.15
+            assert rto_max_ms == defaults.TCP_RTO_MAX_S * 1000
+
+
+def socket_of(host: PeerHost) -> trio.socket.SocketType:
+    """The socket of a host's only connection."""
+    part: Any = muxer_of(host._swarm).secured_conn
+    while not hasattr(part, "socket"):
+        names = ("_conn", "conn", "read_writer", "read_write_closer", "stream")
+        part = next(getattr(part, name) for name in names if name in vars(part))
+    found: trio.socket.SocketType = part.socket
+    return found

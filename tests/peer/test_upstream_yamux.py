@@ -65,6 +65,60 @@ async def test_a_frozen_peer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         await wait_until(lambda: not asker.connections() and not host.connections())
 
 
+async def test_a_frozen_peer_is_noticed_though_nobody_uses_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "KEEPALIVE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(defaults, "KEEPALIVE_TIMEOUT_S", 0.3)
+    async with (
+        open_echo_host() as host,
+        open_asking_host() as asker,
+        open_wire(host.addrs()[0]) as (wire, addr),
+    ):
+        await asker.connect(host.peer_id, [addr])
+        await wait_until(lambda: asker.connections()[0].silent_s > 0.1)
+        await wait_until(lambda: asker.connections()[0].silent_s < 0.1)  # a ping or its answer
+        wire.freeze()
+        await wait_until(lambda: not asker.connections() and not host.connections())
+
+
+async def test_a_peer_that_takes_no_byte_holds_up_no_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "WRITE_STALL_S", 100)
+    async with (
+        open_echo_host() as host,
+        open_asking_host() as asker,
+        open_wire(host.addrs()[0]) as (wire, addr),
+    ):
+        host.set_stream_handler(IDLE, receive_all_of)
+        streams = [await asker.open_stream(host.peer_id, IDLE, [addr]) for _ in range(40)]
+        wire.freeze()
+        monkeypatch.setattr(defaults, "KEEPALIVE_INTERVAL_S", 0.2)
+        monkeypatch.setattr(defaults, "KEEPALIVE_TIMEOUT_S", 0.3)
+        cast(MendedYamux, muxer_of(asker._swarm)).doubt()  # its next look would be too far away
+        n_begun = [0]
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(fill, stream.send_all, n_begun)
+            await wait_until(lambda: not asker.connections())
+
+
+async def test_who_is_busy_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "KEEPALIVE_INTERVAL_S", 1.0)
+    pings: list[MendedYamux] = []
+
+    async def note(muxed: MendedYamux) -> None:
+        pings.append(muxed)
+
+    monkeypatch.setattr(MendedYamux, "_ping", note)
+    async with open_echo_host() as host, open_asking_host() as asker:
+        stream = await asker.open_stream(host.peer_id, ECHO, host.addrs())
+        for _ in range(30):
+            await stream.send_all(b"a word")
+            await stream.receive_some(100)
+            await trio.sleep(0.05)
+        assert not pings
+
+
 async def test_stock_keeps_a_frozen_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yamux, "RTT_MEASURE_INTERVAL", 0.05)
     async with (

@@ -161,6 +161,8 @@ def test_the_keys_are_those_of_the_page() -> None:
         {"attempt": -1},
         {"attempt": 256},
         {"attempt": False},
+        {"hedge": 1},
+        {"hedge": None},
         {"body": "{}"},
         {"body": {}},
         {"v": {"a": 1}},

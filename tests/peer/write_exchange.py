@@ -71,8 +71,10 @@ def length(limit: Limit) -> str:
     """How long a deadline is, in words."""
     if limit is Limit.FIRST_TOKEN:
         factor, grace_s = defaults.FIRST_TOKEN_ETA_FACTOR, defaults.FIRST_TOKEN_GRACE_S
-        wait_s = f"{defaults.MAX_WAIT_S:g} s without a token"
+        wait_s = f"{defaults.MAX_WAIT_S:g} s of waiting in all"
         return f"{factor:g} \N{MULTIPLICATION SIGN} eta + {grace_s:g} s, at most {wait_s}"
+    if limit is Limit.STILL:
+        return f"{limit.seconds():g} s, while queued {defaults.QUEUE_STILL_TIMEOUT_S:g} s"
     return f"{limit.seconds():,g} s"
 
 

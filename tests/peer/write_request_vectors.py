@@ -37,6 +37,7 @@ UNKNOWN: dict[str, Any] = {"credential": b"c" * 99, "of later": [{"a": [None, 1.
 IDS = b"\1\0\0\0\x70\x11\1\0"
 RESUME = [{"choice": 0, "ids": IDS}]
 DIGEST = bytes(range(100, 132))
+NO_HEDGE = {"hedge": False}
 NOTHING_RESUMED: dict[str, Any] = {"resume": [], "prompt_digest": b""}
 KNOWN = ["choices", "grammar", "logprobs", "penalties", "prompt_ids", "resume", "tools"]
 
@@ -45,6 +46,8 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("without a template", {"template": ""}),
     ("an epoch of zeros", {"epoch": bytes(8)}),
     ("the last attempt", {"attempt": 255}),
+    ("a hedge", {"hedge": True}),
+    ("no hedge", {"hedge": False}),
     ("every requirement there is", {"requires": KNOWN}),
     ("a requirement twice", {"requires": ["tools", "tools"]}),
     ("an empty resume asks for nothing", {"resume": []}),
@@ -101,6 +104,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("a date in another form", {"as_of": "20260301"}),
     ("an attempt below 0", {"attempt": -1}),
     ("an attempt over 255", {"attempt": 256}),
+    ("a hedge as a number", {"hedge": 1}),
     ("requires nested", {"requires": [["tools"]]}),
     ("a resume that is none", {"resume": 0}),
     ("a resume as a map", {"resume": RESUME[0], "prompt_digest": DIGEST}),
@@ -166,12 +170,13 @@ def request_vectors() -> list[dict[str, Any]]:
             fields = REQUEST | changes
             vector = {"name": name, "payload": msgpack.packb(fields).hex(), "expect": expect}
             if expect == "success":
-                known = {key: value for key, value in fields.items() if key in REQUEST}
+                fields = NO_HEDGE | fields
+                known = {k: value for k, value in fields.items() if k in NO_HEDGE | REQUEST}
                 vector["means"] = plain(known | NOTHING_RESUMED)
             vectors.append(vector)
     for name, sent, resume in RESUMING:
         payload = msgpack.packb(REQUEST | {"resume": sent, "prompt_digest": DIGEST}).hex()
-        means = plain(REQUEST | {"resume": resume, "prompt_digest": DIGEST})
+        means = plain(REQUEST | NO_HEDGE | {"resume": resume, "prompt_digest": DIGEST})
         vectors.append({"name": name, "payload": payload, "expect": "success", "means": means})
     for name in REQUEST:
         rest = {key: value for key, value in REQUEST.items() if key != name}

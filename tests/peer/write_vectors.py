@@ -25,7 +25,13 @@ ACCEPTED: dict[str, Any] = {
     "eta_ms": 1500,
     "position": 1,
 }
-ALIVE: dict[str, Any] = {"f": "alive", "phase": "prefill", "progress": 0.5, "position": 0}
+ALIVE: dict[str, Any] = {
+    "f": "alive",
+    "phase": "prefill",
+    "progress": 0.5,
+    "position": 0,
+    "eta_ms": 700,
+}
 TOKENS: dict[str, Any] = {
     "f": "tokens",
     "choice": 0,
@@ -105,6 +111,11 @@ RIGHT: list[tuple[str, list[Any], list[dict[str, Any]]]] = [
         [ALIVE | {"phase": "requeued"}],
         [ALIVE | {"phase": "requeued"}],
     ),
+    (
+        "alive, of a donor that does not say when",
+        [without(ALIVE, "eta_ms")],
+        [ALIVE | {"eta_ms": 0}],
+    ),
     ("finished", [FINISHED], [FINISHED]),
     *(
         (name, [stops(stop)], [stops(stop)])
@@ -174,6 +185,8 @@ WRONG: list[tuple[str, Any]] = [
     ("answered with a boolean", ANSWERED | {"n_tokens": [True]}),
     ("an unknown phase", ALIVE | {"phase": "dreaming"}),
     ("progress over 1", ALIVE | {"progress": 1.1}),
+    ("a wait below 0", ALIVE | {"eta_ms": -1}),
+    ("a wait as a float", ALIVE | {"eta_ms": 700.0}),
     ("progress not a number", ALIVE | {"progress": float("nan")}),
     ("no tokens", TOKENS | {"ids": [], "bytes": []}),
     ("fewer bytes than ids", TOKENS | {"bytes": [b""]}),

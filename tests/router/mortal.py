@@ -15,6 +15,7 @@ from tokenplace.engine.fake_model import FakeModel
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import (
     Accepted,
+    Alive,
     ChatInput,
     ChatMessage,
     Event,
@@ -26,7 +27,8 @@ from tokenplace.generation import (
 )
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
 
 REQUEST = GenerateRequest(
     model="fake-model",
@@ -42,7 +44,7 @@ REQUEST = GenerateRequest(
 
 @dataclass(frozen=True)
 class Death:
-    """After so many events, none of them the last of the answer."""
+    """After so many events, signs of life apart; none of them is the last of the answer."""
 
     n_events: int
     error: TokenplaceError
@@ -66,6 +68,9 @@ class Mortal(NoOperations):
         n_events = 0
         async with self.engine.generate(request) as events:
             async for event in events:
+                if isinstance(event, Alive):
+                    yield event
+                    continue
                 if death and (n_events == death.n_events or isinstance(event, Finished)):
                     raise death.error
                 yield event

@@ -39,6 +39,7 @@ from tokenplace.errors import (
     WorkerCrashed,
 )
 from tokenplace.generation import (
+    Alive,
     Event,
     Finished,
     GenerateRequest,
@@ -182,6 +183,15 @@ async def test_a_search_for_a_twin_does_not_keep_the_app_waiting(autojump_clock:
     assert trio.current_time() == pytest.approx(attempt.total_s + defaults.TWIN_SEARCH_S)
 
 
+async def test_after_a_failure_nobody_is_searched_for_long(autojump_clock: MockClock) -> None:
+    dead = Mortal([Death(0, DonorSilent())])
+    router = router_over(dead, Mortal(), search_s=60)
+    with pytest.raises(DonorSilent):
+        await collect(router)
+    (attempt,) = router.attempts
+    assert trio.current_time() == pytest.approx(attempt.total_s + defaults.NEXT_SEARCH_S)
+
+
 async def test_what_does_not_stream_is_resumed_too(autojump_clock: MockClock) -> None:
     request = replace(REQUEST, streamed=False)
     twin = Mortal()
@@ -243,7 +253,8 @@ async def test_choices_that_have_ended_are_not_resumed(autojump_clock: MockClock
     stop = next(word for word in second[:8].split() if word not in first)
     request = replace(request, stop=(stop,))
     uncut = await collect(router_over(Mortal()), request)
-    n_events = len(uncut) - 2  # all but the first choice's last token, and the end
+    # All but the first choice's last token, and the end.
+    n_events = sum(not isinstance(event, Alive) for event in uncut) - 2
     twin = Mortal()
     events = await collect(router_over(Mortal([Death(n_events, DonorSilent())]), twin), request)
     assert [resume.choice for resume in twin.requests[0].resume] == [0]

@@ -27,7 +27,8 @@ from tokenplace.peer.streams import PeerStream
 from tokenplace.peer.wire import GENERATE_PROTOCOL
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.suites import best_key

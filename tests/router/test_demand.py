@@ -31,7 +31,8 @@ from tokenplace.generation import (
 )
 from tokenplace.operations import CountRequest, EmbedRequest, ScoreRequest
 from tokenplace.router.demand import Demand, Need, Sought, demand_of, screen, sought
-from tokenplace.router.policy import Candidate, choose, expected_first_token_s
+from tokenplace.router.policy import Candidate, expected_first_token_s
+from tokenplace.router.selector import Facts, Selector
 from tokenplace.router.trust import NO_TRUST, ToolsFrom, Trust
 
 DONORS = ["self", "alice", "bob", "carol", "dave", "erin", "nobody"]
@@ -78,6 +79,18 @@ able_candidates = st.builds(
 )
 
 
+def choose(
+    known: list[Candidate],
+    order: tuple[str, ...],
+    tried: frozenset[str] = frozenset(),
+    seed: int = 1,
+) -> Candidate | None:
+    """Who is asked by somebody who has asked nobody yet."""
+    selector = Selector(Random(seed), lambda candidate, error: None)
+    choice = selector.choose(known, Facts(order=order), tried, now=0)
+    return None if choice is None else choice.candidate
+
+
 @given(st.lists(able_candidates, min_size=1), demands, trusts, st.integers())
 def test_nobody_is_asked_who_cannot_may_not_or_is_not_wanted(
     known: list[Candidate], demand: Demand, trust: Trust, seed: int
@@ -87,7 +100,7 @@ def test_nobody_is_asked_who_cannot_may_not_or_is_not_wanted(
         left = screen(known, demand, trust)
     except TokenplaceError:
         return
-    chosen = choose(left, frozenset(), Random(seed), wished.order)
+    chosen = choose(left, wished.order, seed=seed)
     assert chosen is not None
     assert demand.features <= set(chosen.features)
     assert not (demand.writes_text and "embeddings" in chosen.features)
@@ -141,7 +154,7 @@ def test_whoever_would_do_is_looked_for(
 def test_the_order_is_kept(
     known: list[Candidate], order: tuple[str, ...], tried: frozenset[str]
 ) -> None:
-    chosen = choose(known, tried, Random(1), order)
+    chosen = choose(known, order, tried)
     left = [c for c in known if c.donor not in tried]
     ready = [c for c in left if c.is_accepting or c.is_own] or left
     first = next((donor for donor in order if donor in {c.called for c in ready}), None)
@@ -154,7 +167,7 @@ def test_the_order_is_kept(
 def test_the_order_goes_before_the_own_engine_which_goes_before_others() -> None:
     asked = []
     tried: set[str] = set()
-    while chosen := choose([OWN, CAROL, DAVE], frozenset(tried), Random(1), ("dave", "nobody")):
+    while chosen := choose([OWN, CAROL, DAVE], ("dave", "nobody"), frozenset(tried)):
         asked.append(chosen.called)
         tried.add(chosen.donor)
     assert asked == ["dave", "self", "carol"]

@@ -13,11 +13,13 @@ import trio.testing
 
 from tests.fakes import EchoEngine
 from tokenplace.errors import (
+    DONOR_ERRORS,
     ConnectionLost,
-    ContextLengthExceeded,
     DonorBusy,
     ModelNotFound,
     NoDonorForModel,
+    Quarantined,
+    Scope,
     TokenplaceError,
     WorkerCrashed,
 )
@@ -34,7 +36,8 @@ from tokenplace.generation import (
 )
 from tokenplace.router.demand import Demand, demand_of
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
 
 CANARY = "the canary sings at noon"
 REQUEST = GenerateRequest(
@@ -141,7 +144,8 @@ async def test_before_the_first_token_another_donor_is_asked(error: TokenplaceEr
     router = router_over(routes)
     events = await collect(router)
     assert text_of(events) == CANARY
-    assert [donor for donor, _ in routes.failures] == ["donor-0"]
+    in_doubt = ["donor-0"] if isinstance(error, ConnectionLost) else []
+    assert [donor for donor, _ in routes.failures] == in_doubt
     assert [r.attempt for e in routes.engines for r in e.requests] == [0, 1]
     assert [a.outcome for a in router.attempts] == [error.code, "finished"]
 
@@ -165,12 +169,24 @@ async def test_a_request_that_does_not_stream_starts_again_at_any_time() -> None
     assert not routes.engines[1].requests[0].resume
 
 
-async def test_an_error_that_would_repeat_is_not_retried() -> None:
-    error = ContextLengthExceeded("9 > 8")
-    routes = FixedRoutes(EchoEngine(fail_after=0, error=error), EchoEngine())
-    with pytest.raises(ContextLengthExceeded):
-        await collect(router_over(routes))
+WOULD_REPEAT = [error for error in DONOR_ERRORS.values() if error.scope is Scope.APP]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("error", WOULD_REPEAT, ids=lambda error: error.code)
+@pytest.mark.parametrize("n_tokens", [0, 4])
+async def test_an_error_that_would_repeat_is_not_retried(
+    error: type[TokenplaceError], n_tokens: int, streamed: bool
+) -> None:
+    routes = FixedRoutes(EchoEngine(fail_after=n_tokens, error=error()), EchoEngine())
+    with pytest.raises(error):
+        await collect(router_over(routes), replace(REQUEST, streamed=streamed))
     assert not routes.engines[1].requests
+
+
+def test_what_would_repeat() -> None:
+    assert Quarantined in WOULD_REPEAT
+    assert not any(error.retry_elsewhere for error in WOULD_REPEAT)
 
 
 async def test_three_attempts_are_the_end() -> None:

@@ -17,9 +17,6 @@ from tokenplace.dht.finder import FindResult
 from tokenplace.errors import (
     ConfigError,
     ConnectionLost,
-    ContextLengthExceeded,
-    DonorBusy,
-    DonorFinishing,
     InvalidRequest,
     ModelNotFound,
     NoDonorAsWished,
@@ -27,7 +24,6 @@ from tokenplace.errors import (
     SearchIncomplete,
     TokenplaceError,
     UntrustedDonorTools,
-    WorkerCrashed,
 )
 from tokenplace.features import Feature
 from tokenplace.generation import ChatInput, ChatMessage, Tool, Wishes
@@ -207,24 +203,13 @@ async def test_nobody_is_certain_only_after_a_complete_search(
     assert caught.value.retry_after_s
 
 
-@pytest.mark.parametrize(
-    ("error", "rests"),
-    [
-        (ConnectionLost(), True),
-        (WorkerCrashed(), True),
-        (DonorBusy(), False),
-        (DonorFinishing(), False),
-        (ContextLengthExceeded(), False),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-async def test_only_a_donor_at_fault_rests(error: TokenplaceError, rests: bool) -> None:
+async def test_a_donor_in_doubt_has_to_prove_that_it_lives_but_not_the_own_engine() -> None:
     alice = record_of("alice", TINY_MODEL)
     network = Network(FixedSource((alice,)), own=[OwnModel(TINY_MODEL, EchoEngine(), 0)])
     own, other = await network.routes.find(KNOWN.name, ANYTHING)
-    network.routes.failed(own.candidate, error)
-    network.routes.failed(other.candidate, error)
-    assert network.source.failed == ([alice.peer_id] if rests else [])
+    network.routes.failed(own.candidate, ConnectionLost())
+    network.routes.failed(other.candidate, ConnectionLost())
+    assert network.source.failed == [alice.peer_id]
 
 
 def test_what_is_offered_now_names_this_peer_first() -> None:
@@ -301,6 +286,18 @@ async def test_a_damaged_list_of_trust_stops_only_what_needs_it() -> None:
     assert await donors_for(network, ANYTHING) == [alice.peer_id]
     with pytest.raises(ConfigError):
         await donors_for(network, WITH_TOOLS)
+
+
+async def test_whom_the_user_does_not_trust_any_more_may_not_answer() -> None:
+    """Also if it was trusted when it was asked first."""
+    alice = record_of("alice", TOOL_MODEL)
+    network = Network(FixedSource((alice,)), trust=Trust({alice.peer_id: ""}))
+    (route,) = await network.routes.find(KNOWN.name, WITH_TOOLS)
+    assert route.may_answer(WITH_TOOLS)
+    network.trust = NO_TRUST
+    (route,) = await network.routes.find(KNOWN.name, ANYTHING)
+    assert route.may_answer(ANYTHING)
+    assert not route.may_answer(WITH_TOOLS)
 
 
 async def test_the_own_engine_is_trusted() -> None:

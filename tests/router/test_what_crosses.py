@@ -17,7 +17,8 @@ from tokenplace.errors import TokenplaceError
 from tokenplace.generation import NO_WISHES, ChatInput
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
 from tokenplace.sealing.request import seal_request
 
 CANARY = "canary"

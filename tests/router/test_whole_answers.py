@@ -32,7 +32,8 @@ from tokenplace.operations import (
 )
 from tokenplace.router.demand import Demand, screen
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
 from tokenplace.router.stoppable import Stoppable
 from tokenplace.router.trust import NO_TRUST
 
@@ -120,7 +121,8 @@ async def test_another_donor_is_asked(question: Question, error: TokenplaceError
     router, routes = router_over(question, alice, bob)
     await ask(router, question)
     assert (len(alice.questions), len(bob.questions)) == (1, 1)
-    assert routes.failures == [error]
+    # Who may be gone is doubted; of answers that were bad the router keeps count itself.
+    assert routes.failures == ([error] if isinstance(error, ConnectionLost) else [])
     assert [a.outcome for a in router.attempts] == [error.code, "finished"]
     assert [a.number for a in router.attempts] == [0, 1]
 

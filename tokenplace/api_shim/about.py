@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -14,11 +14,10 @@ from starlette.responses import JSONResponse, Response
 from tokenplace import __version__
 from tokenplace.api_shim.form import Json
 from tokenplace.api_shim.metrics import Metrics
+from tokenplace.router.journal import Journal
 
 
-def add_about_routes(
-    router: APIRouter, metrics: Metrics, attempts: Callable[[], Mapping[str, int]]
-) -> None:
+def add_about_routes(router: APIRouter, metrics: Metrics, journal: Journal) -> None:
     """GET /health, /version and /metrics."""
 
     @router.get("/health")
@@ -38,7 +37,7 @@ def add_about_routes(
     async def get_metrics() -> Response:
         # In a thread: the first time it takes 50 ms, and streams are running.
         exposition = await trio.to_thread.run_sync(import_module, "tokenplace.api_shim.exposition")
-        text = exposition.metrics_text(metrics, attempts(), __version__)
+        text = exposition.metrics_text(metrics, journal, __version__)
         return Response(text, media_type=exposition.CONTENT_TYPE)
 
 

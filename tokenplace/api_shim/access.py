@@ -29,7 +29,10 @@ SAME_SITE: Final = frozenset({"none", "same-origin"})  # typed by the user, or o
 # without a browser. `file://` is not among them: its origin is "null", as is any sandboxed frame's.
 # Nor are extensions of a browser: people have many, and mean none of them to use their models.
 DESKTOP_SCHEMES: Final = frozenset({"app", "vscode-webview"})
-EXPOSED_HEADERS: Final = "x-tokenplace-accepted-by, x-tokenplace-model, x-request-id, retry-after"
+EXPOSED_HEADERS: Final = (
+    "x-tokenplace-accepted-by, x-tokenplace-model, x-tokenplace-attempts, x-tokenplace-route, "
+    "x-tokenplace-request-id, x-request-id, retry-after"
+)
 PREFLIGHT_METHODS: Final = "GET, HEAD, POST"
 
 _ORIGIN: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^\s/@?#,*\\]{1,253})")

@@ -15,17 +15,16 @@ from tokenplace.api_shim.logprobs import LogprobQueue
 from tokenplace.errors import RemoteProtocolError
 from tokenplace.generation import (
     Accepted,
-    Alive,
     ChatInput,
     Event,
     Finished,
     GenerateRequest,
     LengthStop,
-    Phase,
     Tokens,
     ToolChoice,
     Usage,
 )
+from tokenplace.router.waiting import Waiting
 from tokenplace.text.choice import Choice
 
 OWN_ENGINE: Final = "self"
@@ -36,7 +35,7 @@ class Answer:
 
     first_choice: its first choice's place among those of all requests. accepted_by: peer id of the
     donor, "self" for this peer's own engine, empty while nobody has accepted. served: what answers,
-    as `Accepted` has it. phase, position: what the donor said last. usage: tokens so far.
+    as `Accepted` has it. waiting: what the donor said last. usage: tokens so far.
     n_continued: how often another donor, or the same one again, went on in the middle.
     """
 
@@ -44,8 +43,7 @@ class Answer:
         self.request = request
         self.accepted_by = ""
         self.served = ""
-        self.phase = Phase.QUEUED
-        self.position = 0
+        self.waiting = Waiting()
         self.usage = Usage(0, 0, 0)
         self.n_continued = 0
         self._first_choice = first_choice
@@ -68,13 +66,12 @@ class Answer:
 
     def receive(self, event: Event) -> list[Part]:
         """Take the next event; returns what is safe to show now."""
+        self.waiting = self.waiting.after(event)
         match event:
             case Tokens():
                 return self._receive_tokens(event)
             case Accepted():
                 self._receive_accepted(event)
-            case Alive():
-                self.phase, self.position = event.phase, event.position
             case Finished():
                 return self._receive_end(event)
         return []
@@ -99,7 +96,6 @@ class Answer:
         assert self.accepted_by.isalnum()
         assert self.served.isascii()
         assert self.served.isprintable()
-        self.position = event.position
         self.n_continued += self.usage.n_completion > 0
         self.usage = Usage(event.n_prompt, event.n_cached, self.usage.n_completion)
         if self.request.output is None:  # else it has a form from its first byte on
@@ -176,11 +172,7 @@ class Answers:
     def wait(self) -> str:
         """Why there is no text yet, for people."""
         answer = next((each for each in self.each if not each.has_ended), self.each[-1])
-        if not answer.accepted_by:
-            return "looking for a donor"
-        if answer.phase is Phase.QUEUED and answer.position:
-            return f"queued, {answer.position} ahead"
-        return answer.phase.value
+        return answer.waiting.text
 
     def require_end(self) -> list[FinishReason]:
         """See `Answer.require_end`; of all choices."""

@@ -7,7 +7,6 @@ Every route exists under /v1, as OpenAI's, and under /api/v1, as token.place's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -24,6 +23,7 @@ from tokenplace.api_shim.encrypted.completions import EncryptedCompletions
 from tokenplace.api_shim.encrypted.own_key import OwnKey
 from tokenplace.api_shim.encrypted.routes import add_public_key_route
 from tokenplace.api_shim.guard import Guard
+from tokenplace.api_shim.history import History
 from tokenplace.api_shim.metrics import CountingRequests, CountingTokens, Metrics
 from tokenplace.api_shim.openai.routes import (
     Completions,
@@ -38,11 +38,12 @@ from tokenplace.api_shim.openapi import openapi_document
 from tokenplace.api_shim.page.routes import PATHS as PAGE_PATHS
 from tokenplace.api_shim.page.routes import page_routes
 from tokenplace.api_shim.refusal import Refusal, Refused, refusal_of, refusal_of_status
-from tokenplace.api_shim.request_id import RequestId
+from tokenplace.api_shim.request_id import RequestId, id_of, journal_id
 from tokenplace.api_shim.responder import Responder
 from tokenplace.defaults import API_HEADERS_HOLD_S, API_KEEPALIVE_S
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import Generator
+from tokenplace.router.journal import Journal
 
 PREFIXES: Final = ("/v1", "/api/v1")
 # What needs no API key: the page, which must show before one can be typed in, and the sign of life.
@@ -55,16 +56,17 @@ def create_app(
     models: ModelCatalog,
     *,
     embedder: Embedder | None = None,
-    attempts: Callable[[], Mapping[str, int]] = dict,
+    journal: Journal | None = None,
     hold_s: float = API_HEADERS_HOLD_S,
     keepalive_s: float = API_KEEPALIVE_S,
     access: Access | None = None,
 ) -> FastAPI:
     """The API over a generator and a catalog. Serve it with `server.serve_api`.
 
-    embedder: makes vectors; None: nobody does. attempts: how often donors were asked, by outcome.
-    hold_s: seconds that a stream's headers wait for a donor. keepalive_s: seconds of silence after
-    which a stream says why it waits. access: who may call over TCP; None: this machine's programs.
+    embedder: makes vectors; None: nobody does. journal: what became of requests, if the generator
+    writes that down. hold_s: seconds that a stream's headers wait for a donor. keepalive_s: seconds
+    of silence after which a stream says why it waits. access: who may call over TCP; None: this
+    machine's programs.
     """
     app = FastAPI(
         openapi_url=None,
@@ -73,10 +75,11 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     access = access or Access()
+    journal = journal or Journal()
     metrics = Metrics()
     own_key = OwnKey()
     counted = CountingTokens(generator, metrics)
-    plain = Completions(Responder(counted, hold_s, keepalive_s))
+    plain = Completions(Responder(counted, journal, hold_s, keepalive_s))
     completions = EncryptedCompletions(plain, own_key)
     shared, rest, about, root = APIRouter(), APIRouter(), APIRouter(), APIRouter()
     add_chat_route(shared, completions)
@@ -85,8 +88,8 @@ def create_app(
     add_model_route(rest, models)
     add_public_key_route(rest, own_key)
     if embedder is not None:
-        add_embedding_route(rest, embedder)
-    add_about_routes(about, metrics, attempts)
+        add_embedding_route(rest, embedder, journal)
+    add_about_routes(about, metrics, journal)
     has_keys = bool(access.keys.digests)
     document = partial(openapi_document, __version__, PREFIXES, ALIAS_PREFIX, has_keys=has_keys)
     for prefix in PREFIXES:
@@ -102,9 +105,8 @@ def create_app(
     app.add_middleware(CountingRequests, metrics=metrics)
     app.add_middleware(RequestId)
     app.add_exception_handler(HTTPException, _on_status)
-    app.add_exception_handler(Refused, _on_error)
-    app.add_exception_handler(TokenplaceError, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+    for kind in (Refused, TokenplaceError, Exception):
+        app.add_exception_handler(kind, partial(_on_error, journal))
     return app
 
 
@@ -117,5 +119,6 @@ async def _on_status(http: Request, error: Exception) -> Response:
     return _json_of(refusal_of_status(error.status_code, error.headers))
 
 
-async def _on_error(http: Request, error: Exception) -> Response:
-    return _json_of(refusal_of(error))
+async def _on_error(journal: Journal, http: Request, error: Exception) -> Response:
+    history = History(journal, journal_id(id_of(http.scope)))
+    return _json_of(history.told_in(refusal_of(error)))

@@ -18,22 +18,25 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tokenplace.api_shim.metrics import Histogram, Metrics
+from tokenplace.api_shim.metrics import Metrics
+from tokenplace.router.attempts import Outcome
+from tokenplace.router.histogram import Histogram
+from tokenplace.router.journal import Journal
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
-def metrics_text(metrics: Metrics, attempts: Mapping[str, int], version: str) -> bytes:
-    """All numbers. attempts: how often donors were asked, by what became of it."""
+def metrics_text(metrics: Metrics, journal: Journal, version: str) -> bytes:
+    """All numbers, of what was asked of donors too."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(metrics, attempts, version))
+    registry.register(_Snapshot(metrics, journal, version))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, metrics: Metrics, attempts: Mapping[str, int], version: str) -> None:
+    def __init__(self, metrics: Metrics, journal: Journal, version: str) -> None:
         self._metrics = metrics
-        self._attempts = attempts
+        self._journal = journal
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
@@ -48,13 +51,36 @@ class _Snapshot(Collector):
         tokens.add_metric(["prompt"], self._metrics.n_prompt_tokens)
         tokens.add_metric(["completion"], self._metrics.n_completion_tokens)
         yield tokens
-        yield _first_token(self._metrics.first_token_s)
-        attempts = CounterMetricFamily(
-            "tokenplace_attempts", "Donors asked, by what became of it.", labels=["outcome"]
+        yield _histogram(
+            "tokenplace_first_token_seconds",
+            "From a request to its first token.",
+            self._metrics.first_token_s,
         )
-        for outcome, n in self._attempts.items():
-            attempts.add_metric([outcome], n)
-        yield attempts
+        yield from self._of_donors(self._journal)
+
+    @staticmethod
+    def _of_donors(journal: Journal) -> Iterator[Metric]:
+        yield _by_outcome(
+            "tokenplace_requests", "Requests to models, by what the app was told.", journal.endings
+        )
+        yield _by_outcome(
+            "tokenplace_attempts", "Donors asked, by what became of it.", journal.outcomes
+        )
+        yield _histogram(
+            "tokenplace_attempts_per_request",
+            "Donors asked for a request, the same one again included.",
+            journal.n_attempts,
+        )
+        yield _histogram(
+            "tokenplace_attempt_accepted_seconds",
+            "From asking a donor to its word that it accepts.",
+            journal.accepted_s,
+        )
+        yield _histogram(
+            "tokenplace_attempt_first_token_seconds",
+            "From asking a donor to its first token.",
+            journal.first_token_s,
+        )
 
     def _requests(self) -> Metric:
         requests = CounterMetricFamily(
@@ -67,14 +93,16 @@ class _Snapshot(Collector):
         return requests
 
 
-def _first_token(seen: Histogram) -> Metric:
+def _by_outcome(name: str, text: str, counts: Mapping[Outcome, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["outcome"])
+    for outcome, n in counts.items():
+        family.add_metric([outcome.value], n)
+    return family
+
+
+def _histogram(name: str, text: str, seen: Histogram) -> Metric:
     buckets, n_below = [], 0
     for bound, n in zip([*map(str, seen.bounds), "+Inf"], seen.n_seen, strict=True):
         n_below += n
         buckets.append((bound, n_below))
-    return HistogramMetricFamily(
-        "tokenplace_first_token_seconds",
-        "From a request to its first token.",
-        buckets=buckets,
-        sum_value=seen.sum,
-    )
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=seen.sum)

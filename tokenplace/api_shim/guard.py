@@ -17,13 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenplace.api_shim.access import Access, cors_headers, is_preflight, preflight_headers
-from tokenplace.api_shim.refusal import Refusal, Refused
+from tokenplace.api_shim.refusal import Refusal, Refused, too_many
 from tokenplace.defaults import (
     API_BODY_TIMEOUT_S,
     API_LINGER_S,
     API_MAX_BODIES_BYTES,
     API_MAX_BODY_BYTES,
-    API_RETRY_AFTER_S,
 )
 
 # Whose body must be JSON. No route takes another method with a body: that gets a 405.
@@ -31,6 +30,7 @@ METHODS_WITH_BODY: Final = frozenset({"POST"})
 # The name in a scope's `state` under which the server leaves what says "100 Continue" to an app
 # that waits for it.
 SAY_CONTINUE: Final = "tokenplace.say_continue"
+TOO_LARGE_TOGETHER: Final = "All requests at once have larger bodies than this peer takes."
 # One that comes twice may be read one way here and another way elsewhere. Lengths and Host are
 # looked after by h11.
 SINGLE_HEADERS: Final = frozenset(
@@ -109,7 +109,7 @@ class Guard:
                 if len(body) > API_MAX_BODY_BYTES:
                     return _too_large()
                 if not share.take(len(piece)):
-                    return _too_many()
+                    return too_many(TOO_LARGE_TOGETHER)
                 if not message.get("more_body", False):
                     return bytes(body)
         return Refusal(408, "The body did not arrive in time.", "request_timeout")
@@ -202,11 +202,6 @@ def _refuse_kind(headers: Mapping[str, str], method: str) -> Refusal | None:
 def _too_large() -> Refusal:
     message = f"The body is larger than {API_MAX_BODY_BYTES} bytes."
     return Refusal(413, message, "request_too_large")
-
-
-def _too_many() -> Refusal:
-    headers = {"retry-after": str(API_RETRY_AFTER_S)}
-    return Refusal(503, "Too many large requests at once.", "overloaded", headers=headers)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -34,6 +34,19 @@ REFUSALS: Final = {
 }
 
 
+def whole_response(refusal: Refusal) -> bytes:
+    """An answer in one piece, for a connection that is not going to be served."""
+    body = json.dumps(refusal.body).encode()
+    headers = {
+        **refusal.headers,
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {refusal.status} \r\n{head}\r\n".encode() + body
+
+
 class Http1Server(TCPServer):
     """Serves one connection."""
 

@@ -7,7 +7,6 @@ another, so no number says what anybody asked.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,28 +18,12 @@ import trio.abc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenplace.generation import Accepted, Event, GenerateRequest, Generator, Tokens
+from tokenplace.router.histogram import Histogram
 
 # Seconds to the first token: from a warm own engine to a queue behind others.
 FIRST_TOKEN_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 OTHER: Final = "other"  # a method or path that an app made up must not become a label
-
-
-@dataclass
-class Histogram:
-    """How often a value was seen, by its size. n_seen: one more than `bounds`, for the rest."""
-
-    bounds: tuple[float, ...]
-    sum: float = 0.0
-    n_seen: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.n_seen = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        """Count one value; a bound belongs to what is below it."""
-        self.n_seen[bisect_left(self.bounds, value)] += 1
-        self.sum += value
 
 
 @dataclass

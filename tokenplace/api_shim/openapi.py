@@ -69,6 +69,18 @@ class _Operation:
 _TEXT: Final = {"type": "string"}
 _HEADERS: Final[Json] = {
     "x-request-id": {"schema": _TEXT, "description": "A name for this answer."},
+    "x-tokenplace-request-id": {
+        "schema": _TEXT,
+        "description": "Its beginning, for `tokenplace peer status --requests`.",
+    },
+    "x-tokenplace-attempts": {
+        "schema": {"type": "integer"},
+        "description": "How often a donor was asked, of a stream until it began.",
+    },
+    "x-tokenplace-route": {
+        "schema": _TEXT,
+        "description": "What became of each attempt, but for a stream: DONOR=REASON@PHASE, ...",
+    },
     "x-tokenplace-accepted-by": {
         "schema": _TEXT,
         "description": "Peer id of the donor; self: this peer's own engine.",
@@ -79,7 +91,9 @@ _HEADERS: Final[Json] = {
         "description": "Seconds until asking again makes sense.",
     },
 }
-_SERVED_HEADERS: Final = ("x-tokenplace-accepted-by", "x-tokenplace-model")
+_NAMES: Final = ("x-request-id", "x-tokenplace-request-id")
+_ATTEMPTS: Final = ("x-tokenplace-attempts", "x-tokenplace-route")
+_SERVED_HEADERS: Final = ("x-tokenplace-accepted-by", "x-tokenplace-model", *_ATTEMPTS)
 _NAME: Final = {
     "name": "name",
     "in": "path",
@@ -217,10 +231,10 @@ def _responses(operation: _Operation) -> Json:
     content: Json = {operation.media_type: {"schema": schema}}
     if operation.events:
         content["text/event-stream"] = {"itemSchema": _event_of(operation.events)}
-    names = ("x-request-id", *(_SERVED_HEADERS if operation.has_donors else ()))
+    names = (*_NAMES, *(_SERVED_HEADERS if operation.has_donors else ()))
     responses: Json = {"200": {"description": "OK", "headers": _headers(names), "content": content}}
     for status in sorted({*_ALWAYS, *(_OF_DONORS if operation.has_donors else ())}):
-        names = ("x-request-id", *(("retry-after",) if status in _RETRIED else ()))
+        names = (*_NAMES, *(("retry-after",) if status in _RETRIED else ()))
         responses[str(status)] = {
             "description": _MEANINGS[status],
             "headers": _headers(names),

@@ -59,7 +59,8 @@ LENGTHS: Final = {
 class Refusal:
     """An HTTP error: status and headers, and the error object for the body or a stream's event.
 
-    kind: the error's type; empty takes the one that goes with the status.
+    kind: the error's type; empty takes the one that goes with the status. request_id: as the
+    journal has it; empty if it does not.
     """
 
     status: int
@@ -68,20 +69,25 @@ class Refusal:
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     kind: str = ""
+    request_id: str = ""
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = RATE_LIMIT_ERROR if self.status == 429 else kind
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind or kind,
-                "param": self.param,
-                "code": self.code,
-            }
+        error = {
+            "message": self.message,
+            "type": self.kind or kind,
+            "param": self.param,
+            "code": self.code,
         }
+        return {"error": {**error, "request_id": self.request_id} if self.request_id else error}
+
+
+def too_many(message: str) -> Refusal:
+    """What a program gets that asks for more at once than one peer takes of all its apps."""
+    return Refusal(429, message, "rate_limit_exceeded", headers=_retry_headers(429, None))
 
 
 class Refused(Exception):

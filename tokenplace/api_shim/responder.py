@@ -13,20 +13,23 @@ from starlette.responses import JSONResponse, Response
 from tokenplace.api_shim.answer import Answers
 from tokenplace.api_shim.envelope import OPEN, Envelope
 from tokenplace.api_shim.form import AnswerForm, WholeChoice
+from tokenplace.api_shim.history import History
 from tokenplace.api_shim.logprobs import TokenLogprob
 from tokenplace.api_shim.sse import EventStream, served_headers
 from tokenplace.api_shim.together import open_parts
 from tokenplace.generation import GenerateRequest, Generator
+from tokenplace.router.journal import Journal
 from tokenplace.text.deltas import Delta
 
 
 @dataclass(frozen=True, slots=True)
 class Responder:
-    """hold_s: seconds that a stream's headers wait for a donor. keepalive_s: seconds of silence
-    after which a stream says why it waits.
+    """journal: where it is written what became of requests. hold_s: seconds that a stream's headers
+    wait for a donor. keepalive_s: seconds of silence after which a stream says why it waits.
     """
 
     generator: Generator
+    journal: Journal
     hold_s: float
     keepalive_s: float
 
@@ -42,9 +45,10 @@ class Responder:
         stream runs when the response is sent.
         """
         answers = Answers(requests)
+        history = History(self.journal, requests[0].id)
         if requests[0].streamed:
             return EventStream(
-                self.generator, answers, form, envelope, self.hold_s, self.keepalive_s
+                self.generator, answers, form, envelope, history, self.hold_s, self.keepalive_s
             )
         deltas: list[list[Delta]] = [[] for _ in range(answers.n_choices)]
         logprobs: list[list[TokenLogprob]] = [[] for _ in range(answers.n_choices)]
@@ -55,5 +59,6 @@ class Responder:
                     logprobs[part.choice] += part.logprobs
         choices = list(map(WholeChoice, deltas, logprobs, answers.require_end()))
         whole = envelope.whole(form.whole(choices, answers.usage))
-        headers = served_headers(answers.accepted_by, answers.served)
+        served = served_headers(answers.accepted_by, answers.served)
+        headers = {**served, **history.headers(is_over=True)}
         return JSONResponse(whole, headers=headers)

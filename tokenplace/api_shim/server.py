@@ -11,8 +11,9 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -21,18 +22,23 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from starlette.types import ASGIApp
 
-from tokenplace.api_shim.connection import Connection
-from tokenplace.api_shim.http1 import Http1Server
+from tokenplace.api_shim.connection import GONE, Connection
+from tokenplace.api_shim.http1 import Http1Server, whole_response
 from tokenplace.api_shim.listen import listen_on, unix_listener
+from tokenplace.api_shim.refusal import too_many
 from tokenplace.defaults import (
     API_IDLE_TIMEOUT_S,
+    API_LINGER_S,
     API_MAX_CONNECTIONS,
+    API_MAX_TURNED_AWAY,
     API_SHUTDOWN_GRACE_S,
     API_WRITE_TIMEOUT_S,
 )
 from tokenplace.errors import first_error
 
 logger = logging.getLogger(__name__)
+
+TOO_MANY_CONNECTIONS: Final = too_many("Too many connections are open to this peer.")
 
 
 async def serve_api(
@@ -81,6 +87,7 @@ class _Server:
         self._config.include_server_header = False
         self._config.keep_alive_timeout = API_IDLE_TIMEOUT_S
         self._open: set[Connection] = set()
+        self._turned_away: set[Connection] = set()
         self._end_at = math.inf
 
     async def run(self, sockets: Sequence[socket.socket], started: Callable[[], None]) -> None:
@@ -95,12 +102,24 @@ class _Server:
                 # Runs while being cancelled; the handlers are shielded and end by the deadline.
                 await self._context.terminated.set()
                 self._end_at = trio.current_time() + API_SHUTDOWN_GRACE_S
-                for connection in self._open:
+                for connection in (*self._open, *self._turned_away):
                     connection.end_by(self._end_at)
+
+    async def _turn_away(self, stream: trio.SocketStream) -> None:
+        """Say why, as far as there is room for that; then close."""
+        connection = Connection(stream, API_LINGER_S)
+        if len(self._turned_away) < API_MAX_TURNED_AWAY:
+            self._turned_away.add(connection)
+            connection.end_by(min(trio.current_time() + API_LINGER_S, self._end_at))
+            with connection.scope, suppress(*GONE):
+                await connection.send_all(whole_response(TOO_MANY_CONNECTIONS))
+                await connection.linger()
+            self._turned_away.discard(connection)
+        connection.close()
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         if len(self._open) >= API_MAX_CONNECTIONS:
-            stream.socket.close()
+            await self._turn_away(stream)
             return
         connection = Connection(stream, self._write_timeout_s)
         connection.end_by(self._end_at)

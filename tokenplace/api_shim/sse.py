@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from tokenplace.api_shim.answer import Answers
 from tokenplace.api_shim.envelope import Envelope
 from tokenplace.api_shim.form import AnswerForm, Json, Part
+from tokenplace.api_shim.history import History
 from tokenplace.api_shim.refusal import refusal_of
 from tokenplace.api_shim.together import open_parts
 from tokenplace.defaults import API_ABORT_AFTER_S
@@ -66,6 +67,7 @@ class EventStream(Response):
         answers: Answers,
         form: AnswerForm,
         envelope: Envelope,
+        history: History,
         hold_s: float,
         keepalive_s: float,
     ) -> None:
@@ -77,6 +79,7 @@ class EventStream(Response):
         self._answers = answers
         self._form = form
         self._envelope = envelope
+        self._history = history
         self._hold_s = hold_s
         self._keepalive_s = keepalive_s
         self._begin = form.begin()  # what goes out with the first text
@@ -101,13 +104,15 @@ class EventStream(Response):
         except Exception as error:  # a generator is a seam: whatever breaks, no quiet end
             if not self._started:
                 raise
-            failure = self._envelope.error(self._form.error(refusal_of(error)))
-            await self._send(self._form.encode(failure), send)
+            refusal = self._history.told_in(refusal_of(error))
+            failure = self._form.encode(self._envelope.error(self._form.error(refusal)))
+            await self._send(self._tell_route() + failure, send)
             await trio.sleep(API_ABORT_AFTER_S)
             return None
         end = [*self._take_begin(), *self._form.end(finish_reasons, answers.usage)]
         served_by = self._form.comment(f"served by {answers.accepted_by}")
-        return self._encode(end) + self._how_often_continued() + served_by + self._form.last
+        how = self._how_often_continued() + self._tell_route() + served_by
+        return self._encode(end) + how + self._form.last
 
     async def _wait_accepted(self, parts: AsyncIterator[list[Part]]) -> bool:
         """Has a donor accepted, or was the time up? False if the answer ended: an error follows."""
@@ -121,8 +126,8 @@ class EventStream(Response):
         # Set before sending: from here on an error can no longer change the status.
         self._started = True
         served = served_headers(self._answers.accepted_by, self._answers.served)
-        who = [(name.encode(), value.encode()) for name, value in served.items()]
-        headers = [*self.raw_headers, *who]
+        told = {**served, **self._history.headers(is_over=False)}
+        headers = [*self.raw_headers, *((n.encode(), value.encode()) for n, value in told.items())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _send_text(self, all_parts: AsyncIterator[list[Part]], send: Send) -> None:
@@ -152,6 +157,10 @@ class EventStream(Response):
     def _how_often_continued(self) -> bytes:
         n = self._answers.n_continued
         return self._form.comment(f"continued, times: {n}") if n else b""
+
+    def _tell_route(self) -> bytes:
+        route = self._history.route
+        return self._form.comment(f"route: {route}") if route else b""
 
     def _encode_parts(self, parts: list[Part]) -> bytes:
         deltas = [event for part in parts for event in self._form.deltas(part)]

@@ -7,13 +7,11 @@ import secrets
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
 from starlette.requests import Request
 
+from tokenplace.api_shim.request_id import id_of
 from tokenplace.generation import CACHE_SCOPE_BYTES, SEED_BYTES
-
-ID_BYTES: Final = 12  # of an answer's id: unique, not secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,7 @@ class Surroundings:
     """Clock and dice of one request.
 
     random_seed: 8 bytes, taken when the app gave no seed. cache_scope, as_of: as in
-    `GenerateRequest`. id: random hex digits, for the answer. now: unix seconds.
+    `GenerateRequest`. id: random hex digits, of the request and its answer. now: unix seconds.
     """
 
     random_seed: bytes
@@ -45,6 +43,6 @@ class SurroundingsOf:
             random_seed=secrets.token_bytes(SEED_BYTES),
             cache_scope=scope.digest(),
             as_of=datetime.fromtimestamp(now, UTC).date().isoformat(),
-            id=secrets.token_hex(ID_BYTES),
+            id=id_of(http.scope),
             now=int(now),
         )

@@ -16,6 +16,7 @@ from tokenplace.settings import (
     AUTO,
     FLASH_ATTENTION,
     KV_TYPES,
+    LOG_FORMATS,
     Settings,
     default_home,
     parse_gpu_layers,
@@ -213,12 +214,27 @@ def up(
             help="Unload a model after so many minutes without a request; 0: never.",
         ),
     ] = 0.0,
+    owner_first: Annotated[
+        bool,
+        typer.Option(
+            "--owner-first/--no-owner-first",
+            envvar="TOKENPLACE_OWNER_FIRST",
+            help="Your own requests to your models start before others' that wait.",
+        ),
+    ] = True,
     network: Annotated[
         str, typer.Option(envvar="TOKENPLACE_NETWORK", help="Name of the network to be part of.")
     ] = defaults.NETWORK,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Dial private addresses that peers name.")
     ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            envvar="TOKENPLACE_LOG_FORMAT",
+            help=f"How TOKENPLACE_LOG's lines are written: {', '.join(LOG_FORMATS)}.",
+        ),
+    ] = LOG_FORMATS[0],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch models without asking.")] = False,
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,
     home: Home = None,
@@ -249,6 +265,8 @@ def up(
         kv_type=kv_type,
         memory_gb=memory,
         idle_unload_min=idle_unload,
+        is_owner_first=owner_first,
+        log_format=log_format,
     )
     run_up(settings, may_fetch=yes, until_eof=until_eof)
 
@@ -292,14 +310,22 @@ def chat(
 
 @peer_app.command("status")
 def peer_status(
+    request: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="With --requests: this one alone, by its id."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    requests: Annotated[bool, typer.Option("--requests", help="Also the latest requests.")] = False,
+    requests: Annotated[
+        bool, typer.Option("--requests", help="Also the latest requests, and who was asked why.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Identity, addresses, connections, models offered here, donors known."""
     from tokenplace.cli.status import show_status
 
-    show_status(home_of(home), as_json=as_json, with_requests=requests)
+    if request is not None and not requests:
+        fail(f"{request} is no command", "tokenplace peer status --requests ID")
+    show_status(home_of(home), as_json=as_json, with_requests=requests, request=request)
 
 
 @peer_app.command("invite")

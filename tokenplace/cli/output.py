@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -14,9 +15,11 @@ from tokenplace.errors import TokenplaceError, first_error
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 INTERRUPTED: Final = 130  # as a shell reports a command that Ctrl-C ended
 TABLE_WIDTH: Final = 240  # characters; the widest row, with a long path, is about 200
+LABEL_CHARS: Final = 16  # of the labels before facts that stand one under the other
 PACKAGE: Final = Path(__file__).resolve().parent.parent
 
 
@@ -79,6 +82,23 @@ def console() -> Console:
     from rich.console import Console  # here: `--help` must not pay for it
 
     return Console(highlight=False, soft_wrap=True, width=TABLE_WIDTH)
+
+
+def table_of(title: str, columns: Sequence[str], figures: Collection[str]) -> Table:
+    """A table without rows yet. figures: the columns of numbers, which stand on the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column in figures else "left")
+    return table
 
 
 def human_seconds(seconds: float) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,8 @@ START_TIMEOUT_S: Final = 60.0  # loading a small model on a busy machine of one 
 STOP_TIMEOUT_S: Final = 4.0  # Ctrl-C is promised to end everything within 5 s
 STATUS_TIMEOUT_S: Final = 2.0
 POLL_S: Final = 0.05
-INHERITED: Final = frozenset({"TOKENPLACE_MODELS_DIR", "TOKENPLACE_LOG"})
+UP: Final = ("-m", "tokenplace", "up")
+INHERITED: Final = frozenset({"TOKENPLACE_MODELS_DIR", "TOKENPLACE_LOG", "TOKENPLACE_LOG_FORMAT"})
 
 Status = dict[str, Any]
 
@@ -90,11 +91,19 @@ class PeerGroup:
     folder: Path
     peers: list[PeerProcess] = field(default_factory=list)
 
-    async def start(self, name: str, *arguments: str) -> PeerProcess:
-        """Start `tokenplace up`; it ends with this process, however that ends."""
+    async def start(
+        self,
+        name: str,
+        *arguments: str,
+        program: Sequence[str] = UP,
+        prefix: Sequence[str] = (),
+    ) -> PeerProcess:
+        """Start `tokenplace up`; it ends with this process, however that ends. program: another
+        one in its place that knows its flags. prefix: a command that runs what follows it.
+        """
         home = self.folder / name
         home.mkdir(mode=0o700, exist_ok=True)
-        command = [sys.executable, "-m", "tokenplace", "up", "--home", str(home), "--until-eof"]
+        command = [*prefix, sys.executable, *program, "--home", str(home), "--until-eof"]
         environment = {
             # No setting of the person's own peer may reach into these.
             key: value

@@ -12,23 +12,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokenplace.cli.control import ask_peer
-from tokenplace.cli.output import console, counted, fail, human_bytes, human_seconds, say
+from tokenplace.cli.output import (
+    LABEL_CHARS,
+    console,
+    counted,
+    fail,
+    human_bytes,
+    human_seconds,
+    say,
+    table_of,
+)
+from tokenplace.cli.requests import print_request, print_requests, requests_named
 from tokenplace.cli.trust import trust_lines
 from tokenplace.node.addresses import Reach, reach_of, short
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 Status = dict[str, Any]
-LABEL_CHARS: Final = 16
 UNKNOWN: Final = "?"
 
 
-def show_status(home: Path, *, as_json: bool, with_requests: bool) -> None:
-    """Print the status of the peer that runs in `home`."""
+def show_status(
+    home: Path, *, as_json: bool, with_requests: bool, request: str | None = None
+) -> None:
+    """Print the status of the peer that runs in `home`; with `request`, an id or its beginning, of
+    that alone."""
     status = ask_peer(home, "/status")
-    if as_json:
+    if request is not None:
+        found = requests_named(status["requests"], request)
+        if as_json:
+            print(json.dumps(found, indent=2))
+        else:
+            print_request(console(), found)
+    elif as_json:
         print(json.dumps(status, indent=2))
     else:
         print_status(console(), status, with_requests=with_requests)
@@ -67,7 +84,7 @@ def print_status(screen: Console, status: Status, *, with_requests: bool) -> Non
     if status["donors"]:
         _print_donors(screen, status["donors"])
     if with_requests:
-        _print_requests(screen, status["requests"])
+        print_requests(screen, status["requests"])
 
 
 def _facts(status: Status) -> Iterator[tuple[str, str]]:
@@ -93,6 +110,7 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
         yield "announced", f"{n_keys} in the DHT, {announced['n_confirmed']} confirmed by others"
     if status["is_serving"] and (exchanges := status["exchanges"]):
         yield "served", _served(exchanges)
+        yield "load", _queue(exchanges)
     if status["api"]:
         yield from _trust(status["trust"])
     if not status["donors"]:
@@ -122,8 +140,18 @@ def _served(exchanges: Status) -> str:
     )
 
 
+def _queue(exchanges: Status) -> str:
+    """Others' requests that are in hand, and those for which there was no room."""
+    return (
+        f"{exchanges['running']} running and {exchanges['queued']} queued, from "
+        f"{counted(exchanges['ranges'], 'address range')}; since the start "
+        f"{exchanges['refused']} refused as busy, {exchanges['shed']} shed from the queue"
+    )
+
+
 def _print_models(screen: Console, models: list[Status]) -> None:
-    table = _table("models offered here", "model", "type", "state", *_FIGURES_OF_MODELS)
+    columns = ("model", "type", "state", *_FIGURES_OF_MODELS)
+    table = table_of("models offered here", columns, _FIGURES_OF_MODELS)
     for m in models:
         table.add_row(
             m["name"],
@@ -155,7 +183,8 @@ def _state(model: Status) -> str:
 
 
 def _print_donors(screen: Console, donors: list[Status]) -> None:
-    table = _table("donors known", "donor", "models", *_FIGURES_OF_DONORS)
+    columns = ("donor", "models", *_FIGURES_OF_DONORS)
+    table = table_of("donors known", columns, _FIGURES_OF_DONORS)
     for d in donors:
         table.add_row(
             short(d["peer_id"]),
@@ -168,22 +197,6 @@ def _print_donors(screen: Console, donors: list[Status]) -> None:
     screen.print(table)
 
 
-def _print_requests(screen: Console, requests: list[Status]) -> None:
-    table = _table("latest requests", "model", "donor", "outcome", *_FIGURES_OF_REQUESTS)
-    for r in requests:
-        first_s = r["first_token_s"]
-        table.add_row(
-            r["model"],
-            short(r["donor"]),
-            r["outcome"],
-            str(r["number"] + 1),
-            "" if first_s is None else f"{first_s * 1000:.0f} ms",
-            str(r["n_tokens"]),
-            human_seconds(r["total_s"]),
-        )
-    screen.print(table)
-
-
 _WITHOUT: Final = {
     "network": "make connections",
     "files": "open files",
@@ -191,24 +204,6 @@ _WITHOUT: Final = {
 }
 _FIGURES_OF_MODELS: Final = ("memory", "context", "tokens/s", "running", "queued")
 _FIGURES_OF_DONORS: Final = ("round trip", "queue", "tokens/s", "heard")
-_FIGURES_OF_REQUESTS: Final = ("try", "first token", "tokens", "took")
-_FIGURES: Final = {*_FIGURES_OF_MODELS, *_FIGURES_OF_DONORS, *_FIGURES_OF_REQUESTS}
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=f"\n{title}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column in _FIGURES else "left")
-    return table
 
 
 def _figure(value: int | None) -> str:

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from tokenplace.cli.logs import set_up_logs
 from tokenplace.cli.models import ensure_model
-from tokenplace.cli.output import fail, say
+from tokenplace.cli.output import say
 from tokenplace.cli.stopping import until_signal
 from tokenplace.node.node import open_node
 from tokenplace.settings import Settings
 
-LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+if TYPE_CHECKING:
+    from tokenplace.node.loading import OpenEngine
+
 EOF_CHUNK_BYTES: Final = 1024
 
 
-def run_up(settings: Settings, *, may_fetch: bool, until_eof: bool) -> None:
+def run_up(
+    settings: Settings,
+    *,
+    may_fetch: bool,
+    until_eof: bool,
+    open_engine: OpenEngine | None = None,
+) -> None:
     """Run until SIGINT or SIGTERM, or the end of stdin if `until_eof`; a second signal ends at
-    once.
+    once. open_engine: see `open_node`.
     """
-    level = os.environ.get("TOKENPLACE_LOG", "WARNING").upper()
-    if level not in LOG_LEVELS:
-        fail(f"TOKENPLACE_LOG={level} is no log level", f"choose one of {', '.join(LOG_LEVELS)}")
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings.check()
+    set_up_logs(settings.log_format)
     for model in settings.donate:
         ensure_model(settings.home, settings.models_dir, model, may_fetch=may_fetch)
-    trio.run(_run, settings, until_eof)
+    trio.run(_run, settings, until_eof, open_engine)
 
 
-async def _run(settings: Settings, until_eof: bool) -> None:
-    async with until_signal() as stopping, open_node(settings, say) as node:
+async def _run(settings: Settings, until_eof: bool, open_engine: OpenEngine | None) -> None:
+    async with until_signal() as stopping, open_node(settings, say, open_engine) as node:
         with stopping.only_this():
             if until_eof:
                 await _wait_for_eof()

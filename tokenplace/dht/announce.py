@@ -135,7 +135,7 @@ class Announcer:
 
     def signed_offer(self) -> bytes:
         """The current offer envelope; of models that do not all fit into one, the first."""
-        now, addrs, models = self.now(), self._own_addrs(), self._offered()
+        now, addrs, models = self.now(), self._own_addrs(), self.offered()
         keys_hash = hashlib.sha256(self.signed_keys()).digest()
 
         def sign(seq: int) -> bytes:
@@ -168,12 +168,15 @@ class Announcer:
 
     def own(self) -> OwnEntry | None:
         """What this peer's directory says of it; None while it offers nothing."""
-        models = self._offered()
-        if not models:
-            return None
-        return OwnEntry(Entry(self.signed_keys(), self.signed_offer(), self.signed_live()), models)
+        models = self.offered()
+        return OwnEntry(self.entry(), models) if models else None
 
-    def _offered(self) -> tuple[OfferedModel, ...]:
+    def entry(self) -> Entry:
+        """The three statements, also of a peer that offers nothing."""
+        return Entry(self.signed_keys(), self.signed_offer(), self.signed_live())
+
+    def offered(self) -> tuple[OfferedModel, ...]:
+        """What is offered now."""
         return () if self._is_withdrawn else tuple(self.models())
 
     def _own_addrs(self) -> tuple[str, ...]:
@@ -186,7 +189,7 @@ class Announcer:
     def status(self) -> AnnounceStatus:
         """What is offered, and how far the DHT knows of it."""
         return AnnounceStatus(
-            tuple(model.name for model in self._offered()),
+            tuple(model.name for model in self.offered()),
             len(self._announced),
             sum(bool(announcement.n_confirmed) for announcement in self._announced.values()),
         )
@@ -223,7 +226,7 @@ class Announcer:
                     nursery.start_soon(provide, key, announcement)
 
     def _keys_at(self, now: float) -> list[bytes]:
-        models = self._offered()
+        models = self.offered()
         if not models or not self._own_addrs():
             return []
         return keys_to_provide(

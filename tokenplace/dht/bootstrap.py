@@ -186,8 +186,7 @@ class Joiner:
         """The state of things, in words too."""
         n_known = self.kad.n_peers()
         if n_known:
-            plural = "peer" if n_known == 1 else "peers"
-            return JoinStatus(JoinState.JOINED, f"joined, {n_known} {plural} known", {})
+            return JoinStatus(JoinState.JOINED, f"joined, {_counted(n_known)} known", {})
         source, n, n_others = self.bootstrap.source, len(self.peers), len(self._others())
         if not n and not n_others:
             text = f"alone: {source} names no other peer, and no serving peer has called yet"
@@ -195,9 +194,9 @@ class Joiner:
         if not self._n_rounds:
             through = source if n else "peers known from before"
             return JoinStatus(JoinState.JOINING, f"joining through {through}", {})
-        asked = [f"{n} peers in {source}"] if n else []
-        asked += [f"{n_others} peers known from before"] if n_others else []
-        text = f"joining: none of the {' and '.join(asked)} answered yet"
+        asked = [f"{_counted(n)} in {source}"] if n else []
+        asked += [f"{_counted(n_others)} known from before"] if n_others else []
+        text = f"joining: no answer yet from {' and '.join(asked)}"
         return JoinStatus(JoinState.JOINING, text, dict(self._reasons))
 
     async def run(self) -> None:
@@ -246,3 +245,7 @@ class Joiner:
         self._reasons.pop(peer.peer_id, None)
         if reason and peer in self.peers:
             self._reasons[peer.peer_id] = reason
+
+
+def _counted(n: int) -> str:
+    return "1 peer" if n == 1 else f"{n} peers"

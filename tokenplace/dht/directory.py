@@ -19,7 +19,7 @@ import trio
 from tokenplace import defaults
 from tokenplace.dht import directory_wire as wire
 from tokenplace.dht.directory_wire import Entry, Op, Query
-from tokenplace.dht.donors import DirectoryCache
+from tokenplace.dht.donors import DirectoryCache, DonorRecord
 from tokenplace.errors import ConnectionLost, DonorSilent, RemoteProtocolError, TokenplaceError
 from tokenplace.peer.adverts import OfferedModel
 from tokenplace.peer.host import PeerHost
@@ -82,9 +82,8 @@ class Directory:
             if asked in ("", self.own_peer_id):
                 return [own.entry] if own is not None else []
             record = self.cache.get(asked, now)
-            return [record.entry] if record is not None and record.offer.addrs else []
-        # A donor that names no address is reached only by whom it is connected to.
-        records = [record for record in self.cache.donors(now) if record.offer.addrs]
+            return [record.entry] if record is not None and _is_for_others(record) else []
+        records = [record for record in self.cache.donors(now) if _is_for_others(record)]
         if query.op is Op.MODEL:
             records = [record for record in records if _offers(record.offer.models, query.value)]
             if own is not None and not _offers(own.models, query.value):
@@ -93,6 +92,11 @@ class Directory:
         # At random, so that not the same few donors get all the requests.
         picked = random.sample(records, min(len(records), n_others))
         return [*([own.entry] if own is not None else []), *(record.entry for record in picked)]
+
+
+def _is_for_others(record: DonorRecord) -> bool:
+    """A donor that names no address is reached only by whom it is connected to."""
+    return bool(record.offer.addrs) and not record.is_leaving
 
 
 def _offers(models: Sequence[OfferedModel], value: str | bytes) -> bool:

@@ -101,9 +101,9 @@ def encode_answer(entries: Iterable[Entry]) -> bytes:
     return ANSWER_LENGTH.pack(len(body)) + body
 
 
-def answer_length(prefix: bytes) -> int:
-    """The length that `prefix` announces. Raises `RemoteProtocolError` if it is too long."""
-    return _checked_length(ANSWER_LENGTH, prefix, defaults.MAX_DIRECTORY_ANSWER_BYTES)
+def answer_length(prefix: bytes, most: int = defaults.MAX_DIRECTORY_ANSWER_BYTES) -> int:
+    """The length that `prefix` announces. Raises `RemoteProtocolError` if it is over `most`."""
+    return _checked_length(ANSWER_LENGTH, prefix, most)
 
 
 def decode_answer(body: bytes) -> list[Entry]:

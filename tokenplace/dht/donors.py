@@ -16,6 +16,7 @@ from tokenplace.dht.directory_wire import Entry
 from tokenplace.dht.floors import Floors, digest_of
 from tokenplace.errors import RemoteProtocolError
 from tokenplace.peer.adverts import (
+    DonorState,
     Keys,
     Kind,
     Live,
@@ -61,6 +62,11 @@ class DonorRecord:
     def is_living(self, now: float) -> bool:
         """Are its keys and its offer still valid?"""
         return now <= min(self.keys.expires_at, self.offer.expires_at) + defaults.CLOCK_SKEW_S
+
+    @property
+    def is_leaving(self) -> bool:
+        """Did it last say that it stops?"""
+        return self.live is not None and self.live.load.state is DonorState.FINISHING
 
     @property
     def entry(self) -> Entry:
@@ -240,6 +246,10 @@ class DirectoryCache:
             return record
         received_at = now if is_own_word else None
         return replace(record, live=live, live_received_at=received_at, live_envelope=envelope)
+
+    def is_own(self, peer_id: str) -> bool:
+        """Is it a peer of this machine's own?"""
+        return peer_id in self._own_peers
 
     def usable_addrs(self, peer_id: str, addrs: Iterable[str]) -> tuple[str, ...]:
         """Those of a stranger's addresses that may be dialled from here."""

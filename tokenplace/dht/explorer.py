@@ -21,6 +21,7 @@ from tokenplace.dht.keys import Kind, keys_to_search
 from tokenplace.dht.messages import PeerAddrs
 from tokenplace.dht.scouting import Scout, distance
 from tokenplace.dht.wanted import Wanted
+from tokenplace.peer.host import ConnectionInfo
 
 
 class Explorer:
@@ -35,6 +36,7 @@ class Explorer:
         self._hint_lane = Lane.of(defaults.HINT_FETCHES, defaults.BACKGROUND_WALKS)
         self._hints_in, self._hints_out = trio.open_memory_channel[str](defaults.MAX_HINTS)
         self._hinted_at: dict[str, float] = {}
+        self._lost_at: dict[str, float] = {}
 
     async def run(self) -> None:
         """Do all of it, until cancelled."""
@@ -106,19 +108,40 @@ class Explorer:
 
     async def _watch_connections(self, nursery: trio.Nursery) -> None:
         """Ask whoever this peer has connected to, and known donors whose connection is gone."""
-        before: set[str] = set()
+        before: dict[str, ConnectionInfo] = {}
         while True:
             connections = self._scout.host.connections()
             dialled = {info.peer_id for info in connections if info.direction == "out"}
-            for peer_id in dialled - before:
+            # Sorted, as sets have another order in each process: simulations must replay.
+            for peer_id in sorted(dialled - before.keys()):
                 nursery.start_soon(self._ask_about_all, PeerAddrs(peer_id, ()))
-            connected = {info.peer_id for info in connections}
-            for peer_id in before - connected:
-                if self._scout.cache.get(peer_id, self._scout.now()) is not None:
-                    self._hint(peer_id)
+            connected = {info.peer_id: info for info in connections}
+            listed = {record.peer_id for record in self._scout.cache.donors(self._scout.now())}
+            for peer_id in sorted(listed & (before.keys() - connected.keys())):
+                self._note_lost(before[peer_id], connections)
             before = connected
             is_waiting = not self._scout.cache.donors(self._scout.now())
             await trio.sleep(defaults.JOIN_POLL_S if is_waiting else defaults.CONNECTIONS_CHECK_S)
+
+    def _note_lost(self, lost: ConnectionInfo, left: Sequence[ConnectionInfo]) -> None:
+        """The connection to a donor is gone. If it fell silent while others spoke, so is the donor;
+        else see: it may have had no place for who is idle, or this peer's own network is away.
+        """
+        peer_id, now = lost.peer_id, trio.current_time()
+        is_silent = lost.silent_s > defaults.KEEPALIVE_TIMEOUT_S
+        if is_silent and any(
+            other.silent_s < defaults.KEEPALIVE_INTERVAL_S
+            for other in left
+            if not self._scout.cache.is_own(other.peer_id)
+        ):
+            self._scout.cache.mark_failed(peer_id, self._scout.now())
+            self._scout.asker.publish()
+        elif now - self._lost_at.get(peer_id, -math.inf) >= defaults.LOST_AGAIN_S:
+            self._lost_at.pop(peer_id, None)
+            self._lost_at[peer_id] = now
+            while len(self._lost_at) > defaults.DIRECTORY_MAX_DONORS:
+                del self._lost_at[next(iter(self._lost_at))]
+            self._hint(peer_id)
 
     # ------------------------------------------------------------ staying fresh
 

@@ -23,6 +23,7 @@ from tokenplace.dht.donors import DirectoryCache, DonorRecord, DonorStatus
 from tokenplace.dht.explorer import Explorer
 from tokenplace.dht.kad import Kad
 from tokenplace.dht.messages import PeerAddrs
+from tokenplace.dht.news import NewsReader
 from tokenplace.dht.scouting import Scout, distance
 from tokenplace.dht.wanted import Wanted
 from tokenplace.errors import RemoteProtocolError
@@ -69,6 +70,7 @@ async def open_finder(
     scout = Scout(host, kad, joiner, cache, network, now)
     async with open_background() as nursery:
         finder = Finder(scout, nursery)
+        NewsReader(cache, scout.asker.publish, now).serve_on(host)
         nursery.start_soon(Explorer(scout, finder.asked_lately).run)
         yield finder
 
@@ -104,6 +106,9 @@ class Finder:
         wanted = Wanted(tuple(models), features, peers)
         self._note_asked(wanted)
         complete = False
+        # A search under way may have begun while our own network was away: its failure says nothing
+        # of now.
+        is_joining = wanted in self._searches
         with trio.move_on_after(deadline_s):
             while not self._heard_lately(wanted):
                 if self._usable(wanted):
@@ -111,8 +116,9 @@ class Finder:
                     if self._usable(wanted):
                         break
                 complete = await self._wait_for_search(wanted)
-                if not self._usable(wanted):
+                if not self._usable(wanted) and (complete or not is_joining):
                     break
+                is_joining = False
         return FindResult(self._usable(wanted), complete)
 
     def known(self) -> list[DonorRecord]:

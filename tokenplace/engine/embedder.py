@@ -24,6 +24,7 @@ from tokenplace.engine.pace import Pace
 from tokenplace.engine.sequence import BadPrompt, Ids, given_ids
 from tokenplace.errors import ErrorCode
 
+_OWNER: Final = ""  # the bucket of this peer's own requests
 _TEXT_COST_CHARS: Final = 32  # tokenising the shortest text takes as long as that many characters
 
 
@@ -52,7 +53,8 @@ class EmbeddingBackend(Protocol):
 class EmbeddingRunner:
     """All requests of one worker: what `runner.Runner` is for models that generate.
 
-    note: told whose text is looked at next, before it could kill the process.
+    note: told whose text is looked at next, before it could kill the process. is_owner_first:
+    whether texts of the empty bucket, this peer's own, come before all others.
     """
 
     def __init__(
@@ -60,13 +62,15 @@ class EmbeddingRunner:
         backend: EmbeddingBackend,
         clock: Callable[[], float],
         note: Callable[[Iterable[int]], None],
+        *,
+        is_owner_first: bool = True,
     ) -> None:
         self.pace = Pace()
         self._backend = backend
         self._clock = clock
         self._note = note
-        self._unread = _Turns()
-        self._ready = _Turns()
+        self._unread = _Turns(is_owner_first=is_owner_first)
+        self._ready = _Turns(is_owner_first=is_owner_first)
 
     @property
     def is_idle(self) -> bool:
@@ -273,10 +277,11 @@ def _jobs_of(batch: list[_Text]) -> list[_Job]:
 
 class _Turns:
     """Jobs of several buckets. A bucket that had its turn comes last, and so does its job, once it
-    is added again.
+    is added again; but the owner's may always come first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_owner_first: bool) -> None:
+        self._is_owner_first = is_owner_first
         self._buckets: dict[str, deque[_Job]] = {}  # in the order of their turns
 
     def __bool__(self) -> bool:
@@ -288,6 +293,8 @@ class _Turns:
     @property
     def next(self) -> _Job:
         """Whose turn it is."""
+        if self._is_owner_first and _OWNER in self._buckets:
+            return self._buckets[_OWNER][0]
         return next(iter(self))
 
     def take(self) -> _Job:

@@ -132,7 +132,7 @@ class Engine:
             while True:
                 mail = await _next_mail(answer)
                 if mail is None:
-                    yield answer.alive()
+                    yield answer.alive(trio.current_time())
                     continue
                 event = to_event(mail)
                 if isinstance(event, Accepted):
@@ -292,6 +292,7 @@ def to_event(mail: Mail) -> Event:
                 sampler=_SAMPLER,
                 eta_ms=mail.eta_ms,
                 position=mail.position,
+                wait_ms=mail.wait_ms,
             )
         case NewTokens():
             logprobs = tuple(

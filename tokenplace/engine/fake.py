@@ -24,6 +24,7 @@ from tokenplace.engine import fake_operations
 from tokenplace.engine.engine import EngineInfo, EngineLoad
 from tokenplace.engine.fake_job import Job
 from tokenplace.engine.fake_model import Answer, FakeModel, n_common, prompt_digest, prompt_ids
+from tokenplace.engine.fake_queue import ANSWER_COST, FakeQueue
 from tokenplace.errors import (
     BadFormat,
     ContextLengthExceeded,
@@ -53,7 +54,6 @@ from tokenplace.operations import CountRequest, Embeddings, EmbedRequest, ScoreR
 
 _SAMPLER: Final = "tp/1"
 _MAX_PREFIXES: Final = 64
-_ANSWER_COST: Final = 2  # of a token, in prompt tokens, in the account of its bucket
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,13 @@ class Faults:
 class FakeEngine:
     """One pretended model. Set `faults` at any time; `requests` has all that were asked."""
 
-    def __init__(self, model: FakeModel | None = None, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        model: FakeModel | None = None,
+        faults: Faults | None = None,
+        *,
+        is_owner_first: bool = True,
+    ) -> None:
         self.model = model or FakeModel()
         self.faults = faults or Faults()
         self.requests: list[GenerateRequest] = []
@@ -92,8 +98,7 @@ class FakeEngine:
             n_slots=self.model.n_slots,
             n_dimensions=self.model.n_dimensions,
         )
-        self._jobs: list[Job] = []  # in the order in which they came
-        self._given: dict[str, int] = {}  # bucket: what it was given, in prompt tokens
+        self._queue = FakeQueue(self.model, self._n_cached, is_owner_first=is_owner_first)
         self._prefixes: list[tuple[bytes, tuple[int, ...]]] = []  # scope, ids; the latest last
         self._up_at = -math.inf
         self._n_restarts = 0
@@ -101,10 +106,10 @@ class FakeEngine:
     @property
     def load(self) -> EngineLoad:
         """How busy it is, and how fast."""
-        n_queued = sum(job.phase is Phase.QUEUED for job in self._jobs)
+        n_queued = self._queue.n_queued
         return EngineLoad(
             state="ready" if trio.current_time() >= self._up_at else "restarting",
-            n_running=len(self._jobs) - n_queued,
+            n_running=len(self._queue.jobs) - n_queued,
             n_queued=n_queued,
             prefill_tps=self.model.prefill_tps,
             decode_tps=self.model.decode_tps,
@@ -124,9 +129,9 @@ class FakeEngine:
         self._check(request)
         await self._wait_for_worker()
         job = self._admit(request)
-        self._jobs.append(job)
+        self._queue.jobs.append(job)
         try:
-            self._charge(job, 0)
+            self._queue.charge(job, 0)
             self._fill_slots()
             yield self._accepted(job)
             alive_at = trio.current_time() + defaults.HEARTBEAT_S
@@ -138,10 +143,10 @@ class FakeEngine:
                 until = trio.current_time() + coming
                 while not await self._wait(job, until, min(until, alive_at)):
                     if not self.faults.is_silent:
-                        yield Alive(job.phase, job.progress, self._position(job))
+                        yield self._alive(job)
                     alive_at = trio.current_time() + defaults.HEARTBEAT_S
         finally:
-            self._jobs.remove(job)
+            self._queue.jobs.remove(job)
             self._fill_slots()
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
@@ -174,7 +179,7 @@ class FakeEngine:
         self._n_restarts += 1
         self._up_at = trio.current_time() + self.faults.restart_s
         self._prefixes.clear()
-        for job in self._jobs:
+        for job in self._queue.jobs:
             job.is_dead = True
             job.wake.set()
 
@@ -238,7 +243,7 @@ class FakeEngine:
             )
         if request.resume and request.prompt_digest != prompt_digest(prompt):
             raise PromptMismatch("It has other tokens here.")
-        if len(self._jobs) >= self.model.n_slots + self.model.n_queued:
+        if len(self._queue.jobs) >= self.model.n_slots + self.model.n_queued:
             raise DonorBusy
         max_new = min(n_ctx - len(prompt), request.max_tokens or defaults.MAX_NEW_TOKENS)
         resumed = {resume.choice: resume.ids for resume in request.resume}
@@ -259,8 +264,9 @@ class FakeEngine:
             n_ctx=self.model.n_ctx,
             max_new=job.max_new,
             sampler=_SAMPLER,
-            eta_ms=round(self._eta_s(job) * self.faults.eta_factor * 1000),
-            position=self._position(job),
+            eta_ms=round(self._queue.eta_s(job) * self.faults.eta_factor * 1000),
+            position=self._queue.position(job),
+            wait_ms=round(self._queue.wait_s(job) * self.faults.eta_factor * 1000),
             begun=self.model.begun if isinstance(job.request.input, ChatInput) else "",
         )
 
@@ -268,52 +274,21 @@ class FakeEngine:
 
     def _fill_slots(self) -> None:
         """Let requests start in their turn, as long as there are slots."""
-        for job in self._in_order():
-            if sum(other.phase is not Phase.QUEUED for other in self._jobs) >= self.model.n_slots:
+        for job in self._queue.in_order():
+            if (
+                sum(other.phase is not Phase.QUEUED for other in self._queue.jobs)
+                >= self.model.n_slots
+            ):
                 return
             job.phase = Phase.PREFILL
             job.started_at = trio.current_time()
             job.n_cached = self._n_cached(job)
-            self._charge(job, len(job.prompt) - job.n_cached)
+            self._queue.charge(job, len(job.prompt) - job.n_cached)
             job.wake.set()
 
-    def _in_order(self) -> list[Job]:
-        """Those that wait: the bucket that was given least first, each in turn."""
-        waiting = [job for job in self._jobs if job.phase is Phase.QUEUED]
-        given = dict(self._given)
-        order = []
-        while waiting:
-            job = min(waiting, key=lambda job: given[job.request.bucket])
-            given[job.request.bucket] += len(job.prompt) + _ANSWER_COST
-            waiting.remove(job)
-            order.append(job)
-        return order
-
-    def _charge(self, job: Job, cost: int) -> None:
-        """Accounts are those of buckets with requests; who comes anew is owed nothing."""
-        active = {other.request.bucket for other in self._jobs}
-        known = {bucket: given for bucket, given in self._given.items() if bucket in active}
-        least = min(known.values(), default=0)
-        self._given = {bucket: known.get(bucket, least) for bucket in active}
-        self._given[job.request.bucket] += cost
-
-    def _position(self, job: Job) -> int:
-        return self._in_order().index(job) if job.phase is Phase.QUEUED else 0
-
-    def _eta_s(self, job: Job) -> float:
-        """Seconds until its first token, at the most: everybody ahead uses all of its `max_new`."""
-        ahead = self._in_order()[: self._position(job)]
-        running = [other for other in self._jobs if other.phase is not Phase.QUEUED]
-        others = [*ahead, *(other for other in running if other is not job)]
-        step_s = self.model.step_s(max(1, sum(len(other.answers) for other in others)))
-        free_at = sorted([0.0] * self.model.n_slots + [other.n_left * step_s for other in running])
-        free_at = free_at[-self.model.n_slots :]
-        for other in ahead:
-            free_at = sorted([free_at[0] + other.n_left * step_s, *free_at[1:]])
-        n_prompt = sum(len(other.prompt) for other in others if other.phase is not Phase.DECODE)
-        n_prompt += len(job.prompt) - self._n_cached(job)
-        wait_s = free_at[0] if job.phase is Phase.QUEUED else 0.0
-        return wait_s + n_prompt / self.model.prefill_tps
+    def _alive(self, job: Job) -> Alive:
+        eta_ms = round(self._queue.eta_s(job) * self.faults.eta_factor * 1000)
+        return Alive(job.phase, job.progress, self._queue.position(job), eta_ms)
 
     def _n_cached(self, job: Job) -> int:
         """Prompt tokens that need no prefill: a prefix that its own scope computed."""
@@ -333,6 +308,8 @@ class FakeEngine:
             if job.phase is Phase.QUEUED:
                 yield math.inf
             job.wake = trio.Event()
+            if not self.faults.is_silent:  # who queues the request has to know that it has begun
+                yield self._alive(job)
             yield from self._prefill(job)
             yield from self._decode(job)
         yield self._finished(job)
@@ -343,7 +320,7 @@ class FakeEngine:
         while n_left > 0:
             job.progress = 1 - n_left / n_prompt
             n = min(n_left, max(1, int(self.model.prefill_tps * defaults.PREFILL_STEP_S)))
-            n_beside = sum(other.phase is Phase.PREFILL for other in self._jobs)
+            n_beside = sum(other.phase is Phase.PREFILL for other in self._queue.jobs)
             yield n * n_beside / self.model.prefill_tps
             n_left -= n
         self._prefixes.append((job.request.cache_scope, job.prompt))
@@ -358,7 +335,9 @@ class FakeEngine:
             if not job.answers:
                 return
             job.progress = 1 - job.n_left / job.max_new
-            streams = (len(other.answers) for other in self._jobs if other.phase is Phase.DECODE)
+            streams = (
+                len(other.answers) for other in self._queue.jobs if other.phase is Phase.DECODE
+            )
             yield self.model.step_s(sum(streams))
 
     def _next_token(self, job: Job, answer: Answer) -> Iterator[Event | float]:
@@ -373,7 +352,7 @@ class FakeEngine:
             token_id, piece, logprob = token
             logprobs = () if job.request.top_logprobs is None else (logprob,)
             job.n_new += 1
-            self._charge(job, _ANSWER_COST)
+            self._queue.charge(job, ANSWER_COST)
             yield Tokens(answer.choice, index, (token_id,), (piece,), logprobs)
         job.end_if_over(answer)
 

@@ -41,7 +41,8 @@ class EngineSpec:
     n_slots: requests that run at once; None leaves it to the engine.
     kv_bytes: memory that the KV cache may take. kv_type: f16, q8_0 or q4_0.
     n_gpu_layers: layers computed by the GPU; None: all of them where llama.cpp was built for one.
-    flash_attention: auto, on or off.
+    flash_attention: auto, on or off. is_owner_first: whether this peer's own requests start before
+    those of others that wait.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class EngineSpec:
     kv_type: str = "f16"
     n_gpu_layers: int | None = None
     flash_attention: str = "auto"
+    is_owner_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ async def _load(child: ChildProcess, spec: EngineSpec, file: ModelFile, box_fd: 
                 kv_type=spec.kv_type,
                 n_gpu_layers=spec.n_gpu_layers,
                 flash_attention=spec.flash_attention,
+                is_owner_first=spec.is_owner_first,
                 box_fd=box_fd,
             )
             await child.send(encode_frame(to_value(load)))

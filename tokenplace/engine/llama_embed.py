@@ -15,13 +15,8 @@ from numpy.typing import NDArray
 
 from tokenplace import defaults
 from tokenplace.engine.embedder import EmbedFailed
-from tokenplace.engine.llama import (
-    LlamaModel,
-    LoadError,
-    context_params,
-    kv_bytes_per_token,
-    new_context,
-)
+from tokenplace.engine.llama import context_params, kv_bytes_per_token, new_context
+from tokenplace.engine.llama_model import LlamaModel, LoadError
 from tokenplace.engine.messages import Load
 from tokenplace.engine.sequence import Ids
 from tokenplace.engine.sizing import NoRoom, size_context

@@ -77,6 +77,7 @@ class Answer:
         self._n_parts = 0
         self._progress = 0.0
         self._position = 0
+        self._first_token_due_at = now
         self._outbox, self._inbox = trio.open_memory_channel[Mail](math.inf)
 
     @property
@@ -88,14 +89,18 @@ class Answer:
         """The next thing that happened; an error is handed over, not raised."""
         return await self._inbox.receive()
 
-    def alive(self) -> Alive:
+    def alive(self, now: float) -> Alive:
         """Where the request stands, once it was accepted."""
         assert self.phase is not None, "nothing may come before `Accepted`"
         progress = self._progress
         if self.phase is Phase.DECODE and self._accepted is not None:
             n_wanted = self._accepted.max_new * len(self._choices)
             progress = sum(choice.n for choice in self._choices.values()) / n_wanted
-        return Alive(self.phase, progress, self._position)
+        return Alive(self.phase, progress, self._position, self._eta_ms(now))
+
+    def _eta_ms(self, now: float) -> int:
+        """What the worker said last, less the time since."""
+        return max(0, round((self._first_token_due_at - now) * 1000))
 
     def is_proven(self, now: float) -> bool:
         """Has it lived with this worker for longer than with the one before, as far as tokens that
@@ -113,9 +118,9 @@ class Answer:
         """
         match message:
             case Queued():
-                self._take_queued(message)
+                self._take_queued(message, now)
             case Progress():
-                self._take_progress(message)
+                self._take_progress(message, now)
             case NewTokens():
                 self._take_tokens(message, now)
             case Embedded() | Scored():
@@ -139,19 +144,24 @@ class Answer:
         """Nothing more will come but this error."""
         self._outbox.send_nowait(error)
 
-    def _take_queued(self, message: Queued) -> None:
+    def _take_queued(self, message: Queued, now: float) -> None:
         self.phase, self._position = Phase.QUEUED, message.position
+        self._first_token_due_at = now + message.eta_ms / 1000
         if self._accepted is None:  # it is told once, however many workers accept
             self._accepted = message
             self._outbox.send_nowait(message)
 
-    def _take_progress(self, message: Progress) -> None:
-        phase = Phase(message.phase)
-        if phase is Phase.REQUEUED:
-            self._say_requeued()
-        else:
-            self.phase, self._progress = phase, message.progress
+    def _take_progress(self, message: Progress, now: float) -> None:
+        phase, was = Phase(message.phase), self.phase
         self._position = message.position
+        self._first_token_due_at = now + message.eta_ms / 1000
+        if phase is Phase.REQUEUED:
+            self._say_requeued(now)
+            return
+        self.phase, self._progress = phase, message.progress
+        # Who queues the request has to know at once that it has begun.
+        if was is Phase.QUEUED and phase is Phase.PREFILL:
+            self._outbox.send_nowait(self.alive(now))
 
     def _take_tokens(self, message: NewTokens, now: float) -> None:
         choice = self._choices.get(message.choice)
@@ -188,7 +198,8 @@ class Answer:
         self.n_resumes += 1
         self.requeued_at = now
         self._first_token_at = None
-        self._say_requeued()
+        self._first_token_due_at = now  # nobody knows
+        self._say_requeued(now)
 
     def again(self, now: float) -> Request | None:
         """What to ask the next worker; None if the answer was whole but for its end, which has its
@@ -217,11 +228,12 @@ class Answer:
         end = Done(self.request, (), n_prompt, 0, 0, 0, 0, 0, prefill_tps, decode_tps)
         self._outbox.send_nowait(self._whole(end, now))
 
-    def _say_requeued(self) -> None:
+    def _say_requeued(self, now: float) -> None:
         """Once each time that it happens (docs/protocol.md, section 5)."""
         if self._accepted is not None:
             self.phase, self._progress = Phase.QUEUED, 0.0
-            self._outbox.send_nowait(Alive(Phase.REQUEUED, 0.0, self._position))
+            alive = Alive(Phase.REQUEUED, 0.0, self._position, self._eta_ms(now))
+            self._outbox.send_nowait(alive)
 
     def _end_of(self, choice: _Choice) -> End | None:
         """Why it needs no further token, as far as can be seen from here."""

@@ -24,8 +24,8 @@ class Load:
     """First message: load this GGUF. The fields are `EngineSpec`'s; None leaves a figure to the
     worker.
 
-    kv_bytes: memory that the KV cache may take. box_fd: descriptor of the `BlackBox`, if there is
-    one.
+    kv_bytes: memory that the KV cache may take. is_owner_first: see `Scheduler`. box_fd: descriptor
+    of the `BlackBox`, if there is one.
     """
 
     path: str
@@ -36,6 +36,7 @@ class Load:
     kv_type: str
     n_gpu_layers: int | None
     flash_attention: str
+    is_owner_first: bool = True
     box_fd: int | None = None
 
 
@@ -146,7 +147,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The prompt fits and will run: what `generation.Accepted` tells."""
+    """The prompt fits and will run: what `generation.Accepted` tells. wait_ms: until it begins."""
 
     request: int
     prompt_digest: bytes
@@ -156,6 +157,7 @@ class Queued:
     max_new: int
     eta_ms: int
     position: int
+    wait_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Progress:
     phase: str
     progress: float
     position: int
+    eta_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

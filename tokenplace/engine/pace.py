@@ -120,17 +120,17 @@ class Pace:
         """Count a step in: so many prompt tokens, and so many sequences that got one token."""
         self._time.note(n_prompt, n_decode, seconds)
 
-    def chunk(self, n_decode: int) -> int:
+    def chunk(self, n_decode: int, step_s: float = defaults.PREFILL_STEP_S) -> int:
         """Prompt tokens for the next step, beside so many sequences that decode in it.
 
-        The step should take `PREFILL_STEP_S`. Where it takes half of that or more without any
-        prompt, it may take twice as long: streams slow down by half, and prompts still move.
+        The step should take `step_s`. Where it takes half of that or more without any prompt, it
+        may take twice as long: streams slow down by half, and prompts still move.
         """
         per_token = self._time.per_prompt_token
         if per_token == 0:
             return defaults.FIRST_PREFILL_CHUNK
         without = self._time.without_prompt(n_decode)
-        wanted = max(defaults.PREFILL_STEP_S - without, without) / per_token
+        wanted = max(step_s - without, without) / per_token
         if defaults.TILED_CHUNK * _NEARLY <= wanted < defaults.TILED_CHUNK:
             wanted = defaults.TILED_CHUNK
         return int(min(max(wanted, defaults.MIN_PREFILL_CHUNK), defaults.MAX_PREFILL_CHUNK))
@@ -161,6 +161,10 @@ class Pace:
             return 0.0
         n_steps = ceil(n_tokens / self.chunk(n_beside))
         return n_steps * self._time.without_prompt(n_beside) + n_tokens * per_token
+
+    def seconds_held_up(self, n_tokens: int) -> float:
+        """How much later a stream ends if a prompt of so many is read beside it; 0 if unknown."""
+        return n_tokens * self._time.per_prompt_token
 
     def seconds_for_decode(self, n_tokens: int, n_beside: int = 0) -> float:
         """How long so many tokens of one answer would take beside so many; 0 while unknown."""

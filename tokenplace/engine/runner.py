@@ -6,18 +6,18 @@ that happens, the clock, and what is told of it. Knows no llama.cpp and no socke
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as AbstractSequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenplace import defaults
 from tokenplace.engine.answering import Answering, Scoring
+from tokenplace.engine.backend import Backend, CacheFull, DecodeFailed, Stopped
 from tokenplace.engine.choice_sampler import NothingAllowed
+from tokenplace.engine.forecast import Wait, Work, forecast
 from tokenplace.engine.grammar import BadGrammar, GrammarFailed
+from tokenplace.engine.lengths import Lengths
 from tokenplace.engine.messages import (
     Count,
     Counted,
@@ -38,38 +38,9 @@ from tokenplace.engine.sequence import (
     prompt_digest,
     prompt_ids,
 )
-from tokenplace.engine.sizing import ContextSize
 from tokenplace.engine.slots import SlotTable
 from tokenplace.errors import ErrorCode
 from tokenplace.generation import Phase
-
-
-class DecodeFailed(Exception):
-    """The backend could not compute a step. What it has of these sequences is unknown."""
-
-
-class CacheFull(Exception):
-    """The backend found no place for a step's tokens; nothing was computed."""
-
-
-class Backend(Protocol):
-    """What computes: one KV cache with many slots. n_batch: tokens of one step, at most."""
-
-    size: ContextSize
-    n_batch: int
-    can_cut: bool
-
-    def apply(self, move: Keep | Copy) -> None:
-        """Forget or copy what a slot holds. Raises `DecodeFailed`."""
-
-    def decode(self, chunks: AbstractSequence[Chunk]) -> NDArray[np.float32]:
-        """Compute a step; the rows of logits wanted, in order, valid until the next call.
-
-        Raises `CacheFull` and `DecodeFailed`.
-        """
-
-    def set_threads(self, n_threads: int) -> None:
-        """Compute with so many from now on."""
 
 
 class Runner:
@@ -85,8 +56,12 @@ class Runner:
         clock: Callable[[], float],
         n_threads: int,
         note: Callable[[Iterable[int]], None] = lambda requests: None,
+        *,
+        is_owner_first: bool = True,
     ) -> None:
-        """`note` is told, before each piece of work, for which requests it is done."""
+        """`note` is told, before each piece of work, for which requests it is done. is_owner_first:
+        see `Scheduler`.
+        """
         size = backend.size
         self.pace = Pace()
         self.computing_s = self.busy_s = 0.0
@@ -97,9 +72,18 @@ class Runner:
         self._tuner = ThreadTuner(n_threads)
         self._n_threads = n_threads
         table = SlotTable(size.n_slots, size.n_cells)
-        self._scheduler = Scheduler(table, size.n_running, can_cut=backend.can_cut)
+        self._scheduler = Scheduler(
+            table,
+            size.n_running,
+            can_cut=backend.can_cut,
+            is_owner_first=is_owner_first,
+            n_left=self._n_left,
+        )
         self._requests: dict[int, Answering | Scoring] = {}
+        self._was_stopped = False  # the last step
+        self._lengths = Lengths()
         self._streamed_at = clock()  # the last step that held no stream
+        self._told_at = self._streamed_at  # those who wait
 
     @property
     def is_idle(self) -> bool:
@@ -123,14 +107,14 @@ class Runner:
             return [bad.refusal(submit.request)]
         except BadGrammar as bad:
             return [Refused(submit.request, ErrorCode.INVALID_REQUEST, str(bad))]
-        ahead = self._waiting_requests()
-        n_cached, eta_s = 0, 0.0
+        n_cached, position, wait = 0, 0, Wait(0.0, 0.0)
         self._requests[submit.request] = answering
         for sequence in answering.sequences:
             self._scheduler.submit(sequence)
         if answering.choices:
             first = answering.sequences[0]
-            n_cached, eta_s = self._scheduler.n_cached(first), self._eta_s(first)
+            n_cached, wait = self._scheduler.n_cached(first), self._waits()[submit.request]
+            position = self._waiting_requests().index(submit.request)
         queued = Queued(
             submit.request,
             prompt_digest(answering.prompt),
@@ -138,8 +122,9 @@ class Runner:
             n_cached,
             n_ctx,
             answering.max_new,
-            round(eta_s * 1000),
-            len(ahead),
+            round(wait.first_token_s * 1000),
+            position,
+            round(wait.begins_s * 1000),
         )
         return [queued, *self._end_if_whole(answering)]
 
@@ -174,25 +159,40 @@ class Runner:
 
     # ------------------------------------------------------------ a step
 
-    def step(self) -> list[FromWorker]:
-        """Compute a little for everybody, and say what came of it. Does nothing when idle."""
+    def step(self, is_unwanted: Callable[[], bool] = lambda: False) -> list[FromWorker]:
+        """Compute a little for everybody, and say what came of it. Does nothing when idle.
+
+        is_unwanted: whether a running request was cancelled meanwhile, so that a long step may
+        better be stopped; must not raise. After a stopped step comes one that is not, so that
+        whoever asks and cancels, again and again, does not keep others' prompts from moving.
+        """
         began_at = self._clock()
         n_running = len(self._scheduler.running)
         n_streams = sum(sequence.is_stream for sequence in self._scheduler.running)
         is_held = self._scheduler.is_rush and began_at - self._streamed_at < defaults.MAX_HOLD_S
         if not is_held:
             self._streamed_at = began_at
-        n_prompt = self.pace.chunk(0 if is_held else n_streams)
+        n_decode = 0 if is_held else n_streams
+        can_stop = self._backend.can_stop and n_decode == 0 and not self._was_stopped
+        step_s = defaults.READING_STEP_S if can_stop else defaults.PREFILL_STEP_S
+        n_prompt = self.pace.chunk(n_decode, step_s)
+        self._was_stopped = False
         plan = self._scheduler.schedule(
             max(1, min(n_prompt, self._backend.n_batch - n_running)),
             defaults.SCORE_ROWS,
             are_streams_held=is_held,
         )
         events = self._told(plan, began_at)
+        if self._scheduler.waiting and began_at - self._told_at >= defaults.ETA_RENEW_S:
+            self._told_at = began_at
+            events += self._positions()
         self._note({chunk.sequence.request for chunk in plan.chunks})
         try:
             self._apply(plan.moves)
-            rows = self._decode(plan.chunks)
+            rows = self._decode(plan.chunks, is_unwanted if can_stop else None)
+        except Stopped:
+            self._was_stopped = True
+            self._apply(self._scheduler.take_back(plan.chunks))
         except CacheFull:
             events += self._make_room(plan)
         except DecodeFailed:
@@ -203,11 +203,13 @@ class Runner:
         self.busy_s += self._clock() - began_at
         return events
 
-    def _decode(self, chunks: list[Chunk]) -> NDArray[np.float32]:
+    def _decode(
+        self, chunks: list[Chunk], is_unwanted: Callable[[], bool] | None
+    ) -> NDArray[np.float32]:
         if not chunks:
             return np.empty((0, 0), np.float32)
         began_at = self._clock()
-        rows = self._backend.decode(chunks)
+        rows = self._backend.decode(chunks, is_unwanted)
         seconds = self._clock() - began_at
         self.computing_s += seconds
         n_decode = sum(chunk.n == 1 for chunk in chunks)
@@ -253,7 +255,7 @@ class Runner:
         events: list[FromWorker] = []
         if chunk.n_rows == 0:
             share = sequence.n_past / sequence.n_ids
-            return [Progress(asked.request, Phase.PREFILL, share, 0)]
+            return [Progress(asked.request, Phase.PREFILL, share, 0, self._reading_ms(sequence))]
         if isinstance(asked, Scoring):
             events.append(asked.take_rows(sequence, rows, now))
             if asked.is_whole:
@@ -267,13 +269,14 @@ class Runner:
             if is_first:
                 events.append(Progress(asked.request, Phase.DECODE, 0.0, 0))
             return events
+        if not asked.submit.ignore_eog:
+            self._lengths.note(sequence.n_new, is_cut=asked.ends[-1][1] == "length")
         self._apply(self._scheduler.leave(sequence))
         return [*events, *self._end_if_whole(asked)]
 
     def _make_room(self, plan: Plan) -> list[FromWorker]:
         """The budget has room, the backend found none: the youngest waits, the rest tries again."""
-        for chunk in plan.chunks:  # nothing of it was computed
-            chunk.sequence.n_past = chunk.start
+        self._scheduler.take_back(plan.chunks)  # nothing of it was computed
         requeued = self._scheduler.requeue_youngest()
         if not requeued:
             (request,) = {chunk.sequence.request for chunk in plan.chunks}
@@ -316,8 +319,13 @@ class Runner:
             asked = self._requests[sequence.request]
             asked.note_start(sequence, now)
             share = sequence.n_past / sequence.n_ids
-            events.append(Progress(sequence.request, Phase.PREFILL, share, 0))
-        events += [Progress(s.request, Phase.REQUEUED, 0.0, 0) for s in plan.requeued]
+            eta_ms = self._reading_ms(sequence)
+            events.append(Progress(sequence.request, Phase.PREFILL, share, 0, eta_ms))
+        waits = self._waits() if plan.requeued else {}
+        events += [
+            Progress(s.request, Phase.REQUEUED, 0.0, 0, _milliseconds(waits[s.request]))
+            for s in plan.requeued
+        ]
         if plan.started:
             events += self._positions()
         return events
@@ -329,31 +337,51 @@ class Runner:
         return [request for request in in_order if request not in running]
 
     def _positions(self) -> list[FromWorker]:
+        """Where those stand that have not begun, and when they may expect to."""
+        waiting = [r for r in self._waiting_requests() if not self._has_begun(r)]
+        waits = self._waits() if waiting else {}
         return [
-            Progress(request, Phase.QUEUED, 0.0, place)
-            for place, request in enumerate(self._waiting_requests())
-            if not self._has_begun(request)
+            Progress(request, Phase.QUEUED, 0.0, place, _milliseconds(waits[request]))
+            for place, request in enumerate(waiting)
         ]
 
     def _has_begun(self, request: int) -> bool:
         return self._requests[request].times.started_at is not None
 
-    def _eta_s(self, sequence: Sequence) -> float:
-        """Seconds until its first token, at the most: everybody ahead is taken to use all of its
-        `max_new`. A requester's deadline is made of it, so it must not be too short.
+    def _waits(self) -> dict[int, Wait]:
+        """Of each request, when the first of its sequences that are under way begins, and has its
+        next token if it must compute for that.
         """
+        running, waiting = self._scheduler.running, self._scheduler.in_order()
+        works = [Work(0 if s.is_stream else s.n_missing, self._n_left(s)) for s in running]
+        seen = {sequence.request for sequence in running}
+        coming: list[Work] = []
+        for sequence in waiting:
+            # Choices begin alike: what the first one computes is copied.
+            is_first = sequence.request not in seen
+            seen.add(sequence.request)
+            n_prompt = sequence.n_missing - self._scheduler.n_cached(sequence) if is_first else 1
+            coming.append(Work(n_prompt, self._n_left(sequence)))
+        all_waits = forecast(works, coming, self._backend.size.n_running, self.pace)
+        waits: dict[int, Wait] = {}
+        for sequence, wait in zip((*running, *waiting), all_waits, strict=True):
+            waits.setdefault(sequence.request, wait)
+        return waits
+
+    def _n_left(self, sequence: Sequence) -> float:
+        """Tokens that its answer may be expected to need."""
+        asked = self._requests[sequence.request]
+        if isinstance(asked, Answering) and asked.submit.ignore_eog:
+            return sequence.max_new - sequence.n_new
+        return self._lengths.left(sequence.n_new, sequence.max_new)
+
+    def _reading_ms(self, sequence: Sequence) -> int:
+        """Until its prompt is read: those that began before it are read before."""
         running = self._scheduler.running
-        ahead = self._scheduler.in_order()
-        ahead = ahead[: ahead.index(sequence)]
-        n_running = self._backend.size.n_running
-        n_beside = min(n_running - 1, len(running) + len(ahead))
-        token_s = self.pace.seconds_for_decode(1, n_beside)
-        # When each seat is free again; the newcomers take the first that is.
-        free_at = [(s.max_new - s.n_new) * token_s for s in running]
-        free_at += [0.0] * (n_running - len(free_at))
-        heapq.heapify(free_at)
-        for other in ahead:
-            heapq.heapreplace(free_at, free_at[0] + (other.max_new - other.n_new) * token_s)
-        n_to_compute = sum(s.n_missing for s in (*running, *ahead) if s.n_missing > 1)
-        n_to_compute += sequence.n_missing - self._scheduler.n_cached(sequence)
-        return free_at[0] + self.pace.seconds_for_prefill(n_to_compute)
+        reading = [s.n_missing for s in running[: running.index(sequence) + 1] if not s.is_stream]
+        n_streams = sum(s.is_stream for s in running)
+        return round(self.pace.seconds_for_prefill(sum(reading), n_streams) * 1000)
+
+
+def _milliseconds(wait: Wait) -> int:
+    return round(wait.first_token_s * 1000)

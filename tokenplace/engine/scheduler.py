@@ -4,14 +4,16 @@ Pure: no llama.cpp, no clock, no trio. A step carries the next token of every ru
 in what room is left, chunks of prompts; sequences join and leave at every step (Orca, OSDI 2022;
 chunked prefill: arXiv:2308.16369).
 
-Who starts next is fair between buckets by what they have been given (virtual token counter,
-arXiv:2401.00588), first come, first served within one. A sequence waits, at the most, for a prefix
-that another one of its scope is computing at the moment: then it is copied instead.
+Who starts next is fair between buckets by what they have been given, and will have been with the
+answers that run (virtual token counter with length prediction, arXiv:2401.00588), first come, first
+served within one; the machine's owner may go before all of them, though what runs is never stopped
+for that. A sequence waits, at the most, for a prefix that another one of its scope is computing at
+the moment: then it is copied instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tokenplace import defaults
@@ -70,14 +72,27 @@ class Scheduler:
 
     n_ctx: ids one sequence may have. max_running: sequences at a time, at most `table`'s slots.
     can_cut: whether a slot can forget its last tokens only; models with a recurrent state cannot.
+    is_owner_first: whether those of the empty bucket, this peer's own, start before all others.
+    n_left: tokens that an answer may be expected to need still. They count for its bucket before
+    they are computed: else one that was given nothing yet would take every seat that is free.
     """
 
-    def __init__(self, table: SlotTable, max_running: int, *, can_cut: bool = True) -> None:
+    def __init__(
+        self,
+        table: SlotTable,
+        max_running: int,
+        *,
+        can_cut: bool = True,
+        is_owner_first: bool = True,
+        n_left: Callable[[Sequence], float] = lambda _: 1,
+    ) -> None:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._table = table
         self._max_running = max_running
         self._can_cut = can_cut
+        self._is_owner_first = is_owner_first
+        self._n_left = n_left
         self._given: dict[str, int] = {}  # bucket: what it was given, in costs
         self._n_arrived = 0
         self._n_started = 0
@@ -117,7 +132,7 @@ class Scheduler:
         return moves if index is None else [*moves, Keep(index, 0)]
 
     def in_order(self) -> list[Sequence]:
-        """Those that wait, in the order in which they would start now."""
+        """Those that wait, in the order in which they may be expected to start."""
         return list(self._turns())
 
     def n_cached(self, sequence: Sequence) -> int:
@@ -169,6 +184,14 @@ class Scheduler:
         plan.chunks.sort(key=lambda chunk: chunk.sequence.slot or 0)
         return plan
 
+    def take_back(self, chunks: list[Chunk]) -> list[Keep]:
+        """These were not computed after all; what of them may have been is to be forgotten."""
+        for chunk in chunks:
+            chunk.sequence.n_past = chunk.start
+            self._given[chunk.sequence.bucket] -= self._cost(chunk)
+        slots = [(chunk.sequence.slot, chunk.start) for chunk in chunks]
+        return [Keep(slot, start) for slot, start in slots if slot is not None]
+
     def requeue_youngest(self) -> list[Sequence]:
         """The backend found no room although the budget has some: the youngest makes some. It is
         not lost. Empty if it runs alone, so that nothing would be won.
@@ -194,10 +217,16 @@ class Scheduler:
             n_rows = max(0, end - max(start, sequence.first_row))
         else:
             n_rows = 1 if end == sequence.n_ids else 0
-        is_decode = n == 1 and end == sequence.n_ids and sequence.n_new > 0
-        self._given[sequence.bucket] += _ANSWER_COST if is_decode else n * _PROMPT_COST
         sequence.n_past = end
-        return Chunk(sequence, start, n, n_rows)
+        chunk = Chunk(sequence, start, n, n_rows)
+        self._given[sequence.bucket] += self._cost(chunk)
+        return chunk
+
+    @staticmethod
+    def _cost(chunk: Chunk) -> int:
+        sequence = chunk.sequence
+        is_decode = chunk.n == 1 and chunk.start + 1 == sequence.n_ids and sequence.n_new > 0
+        return _ANSWER_COST if is_decode else chunk.n * _PROMPT_COST
 
     @staticmethod
     def _n_for_rows(sequence: Sequence, max_rows: int) -> int:
@@ -252,19 +281,28 @@ class Scheduler:
             plan.started.append(sequence)
 
     def _turns(self) -> Iterator[Sequence]:
-        """Those that wait: the bucket that was given least first, each in turn."""
+        """Those that wait: the owner's, if he goes first, then of the bucket that was given least,
+        each in turn.
+        """
         queues: dict[str, list[Sequence]] = {}
         for sequence in self.waiting:
             queues.setdefault(sequence.bucket, []).append(sequence)
-        # What each would have been given once those before it have started.
-        given = {bucket: self._given[bucket] for bucket in queues}
+        # What each will have been given once those before it have ended.
+        given: dict[str, float] = {bucket: self._given[bucket] for bucket in queues}
+        for sequence in self.running:
+            if sequence.bucket in given:
+                given[sequence.bucket] += self._n_left(sequence) * _ANSWER_COST
         while queues:
-            bucket = min(queues, key=lambda name: given[name])
+            bucket = min(queues, key=lambda name: (not self._is_privileged(name), given[name]))
             sequence = queues[bucket].pop(0)
-            given[bucket] += sequence.n_missing * _PROMPT_COST + _ANSWER_COST
+            n_answer = self._n_left(sequence)
+            given[bucket] += sequence.n_missing * _PROMPT_COST + n_answer * _ANSWER_COST
             if not queues[bucket]:
                 del queues[bucket]
             yield sequence
+
+    def _is_privileged(self, bucket: str) -> bool:
+        return self._is_owner_first and not bucket
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Does somebody of its scope compute much of its prompt at the moment?"""

@@ -17,8 +17,9 @@ from tokenplace.engine.batching import TokenBatcher
 from tokenplace.engine.blackbox import BlackBox
 from tokenplace.engine.confine import ParentGone, ParentPipe, confine_worker, enter_child
 from tokenplace.engine.embedder import EmbeddingRunner
-from tokenplace.engine.llama import LlamaContext, LlamaModel, LoadError
+from tokenplace.engine.llama import LlamaContext
 from tokenplace.engine.llama_embed import LlamaEmbedder, is_for_embeddings
+from tokenplace.engine.llama_model import LlamaModel, LoadError
 from tokenplace.engine.messages import (
     Cancel,
     Count,
@@ -72,7 +73,14 @@ def load_generator(model: LlamaModel, load: Load, box: BlackBox) -> tuple[AnyRun
     """For a model that generates. Raises `LoadError`."""
     context = LlamaContext(model, load)
     vocabulary = model.vocabulary
-    runner = Runner(context, vocabulary, time.monotonic, load.n_threads, box.note)
+    runner = Runner(
+        context,
+        vocabulary,
+        time.monotonic,
+        load.n_threads,
+        box.note,
+        is_owner_first=load.is_owner_first,
+    )
     confinement = _confine(model, load)
     prove(runner, context.n_ctx)
     return runner, Ready(
@@ -95,7 +103,7 @@ def load_embedder(model: LlamaModel, load: Load, box: BlackBox) -> tuple[AnyRunn
     Raises `LoadError`.
     """
     embedder = LlamaEmbedder(model, load)
-    runner = EmbeddingRunner(embedder, time.monotonic, box.note)
+    runner = EmbeddingRunner(embedder, time.monotonic, box.note, is_owner_first=load.is_owner_first)
     confinement = _confine(model, load)
     prove_embedder(runner)
     return runner, Ready(
@@ -121,21 +129,48 @@ def _confine(model: LlamaModel, load: Load) -> tuple[str, ...]:
 def serve(pipe: ParentPipe, runner: AnyRunner, box: BlackBox) -> None:
     """Answer the parent's messages until it is gone."""
     batcher = TokenBatcher()
+    mail = _Mail(pipe)
     while True:
         if runner.is_idle:
             box.clear()
-        value = pipe.receive() if runner.is_idle else pipe.receive_nowait()
         events: list[FromWorker] = []
-        while value is not None:
-            message = from_value(value)
+        for message in mail.take(waits=runner.is_idle):
             if isinstance(message, Cancel):
                 batcher.forget(message.request)
             events += take(message, runner)
-            value = pipe.receive_nowait()
         if events:  # before the step: a newcomer's deadlines count from its `accepted`
             pipe.send(map(to_value, events))
-        if events := batcher.put(runner.step(), time.monotonic()):
+        done = runner.step(mail.has_cancel) if isinstance(runner, Runner) else runner.step()
+        if events := batcher.put(done, time.monotonic()):
             pipe.send(map(to_value, events))
+
+
+class _Mail:
+    """What the parent sent and was not yet taken."""
+
+    def __init__(self, pipe: ParentPipe) -> None:
+        self._pipe = pipe
+        self._messages: list[ToWorker | FromWorker] = []
+
+    def take(self, *, waits: bool) -> list[ToWorker | FromWorker]:
+        """All of it; if there is nothing it may wait for some. Raises `ParentGone`."""
+        if waits and not self._messages:
+            self._messages.append(from_value(self._pipe.receive()))
+        self._look()
+        taken, self._messages = self._messages, []
+        return taken
+
+    def has_cancel(self) -> bool:
+        """Is a request cancelled, or nobody left to work for? For a step that may be stopped."""
+        try:
+            self._look()
+        except ParentGone:
+            return True  # said again by the next look
+        return any(isinstance(message, Cancel) for message in self._messages)
+
+    def _look(self) -> None:
+        while (value := self._pipe.receive_nowait()) is not None:
+            self._messages.append(from_value(value))
 
 
 def take(message: ToWorker | FromWorker, runner: AnyRunner) -> list[FromWorker]:

@@ -182,6 +182,7 @@ class Donations:
             kv_type=settings.kv_type,
             n_gpu_layers=settings.n_gpu_layers,
             flash_attention=settings.flash_attention,
+            is_owner_first=settings.is_owner_first,
         )
 
 

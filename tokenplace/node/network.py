@@ -15,6 +15,7 @@ from tokenplace import defaults
 from tokenplace.dht.bootstrap import BootstrapList, Joiner, JoinState, load_bootstrap
 from tokenplace.dht.known_peers import KnownPeers, open_known_peers
 from tokenplace.dht.messages import PeerAddrs
+from tokenplace.engine.engine import open_engine
 from tokenplace.models.names import ModelNames
 from tokenplace.models.store import ModelStore
 from tokenplace.models.table import TableFile
@@ -45,7 +46,9 @@ async def open_network(
     """Open the serving half if others shall reach this peer, the asking half if it has an API."""
     settings = node.settings
     bootstrap = load_bootstrap(settings.bootstrap, settings.home)
-    donations = node.all_donations = Donations([*map(Donation, settings.donate)], say)
+    donations = node.all_donations = Donations(
+        [*map(Donation, settings.donate)], say, open_engine=node.open_engine or open_engine
+    )
     allow_private = may_dial_private(settings, bootstrap)
     known = await stack.enter_async_context(
         open_known_peers(

@@ -30,10 +30,11 @@ from tokenplace.node.doors import access_of, open_doors
 from tokenplace.node.home import open_home
 from tokenplace.node.status import status_of
 from tokenplace.node.trust_file import TrustFile
-from tokenplace.router.attempts import Attempt
 from tokenplace.router.demand import Demand
+from tokenplace.router.journal import Journal, Recorded
 from tokenplace.router.policy import Candidate
-from tokenplace.router.router import Route, Router, Routes
+from tokenplace.router.route import Route, Routes
+from tokenplace.router.router import Router
 from tokenplace.router.stoppable import Stoppable
 from tokenplace.settings import Settings
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tokenplace.node.asking import Asking
     from tokenplace.node.donating import Donations
     from tokenplace.node.donation import Donation
+    from tokenplace.node.loading import OpenEngine
     from tokenplace.node.serving import Serving
     from tokenplace.router.routes import NetworkRoutes
 
@@ -53,16 +55,20 @@ START_WAIT_S: Final = 5.0
 
 @dataclass
 class Node:
-    """A running peer, for its status. apps: what answers the local API's."""
+    """A running peer, for its status. apps: what answers the local API's. open_engine: runs the
+    donated models; None: llama.cpp does.
+    """
 
     settings: Settings
     started_at: float
+    open_engine: OpenEngine | None = None
     api_url: str = ""
     asking: Asking | None = None
     serving: Serving | None = None
     routes: NetworkRoutes | None = None
     router: Router | None = None
     apps: Stoppable | None = None
+    journal: Journal = field(default_factory=Journal)
     version: str = __version__
     pid: int = field(default_factory=os.getpid)
     all_donations: Donations | None = None
@@ -80,15 +86,10 @@ class Node:
         half = self.serving or self.asking
         return half.joiner if half else None
 
-    @property
-    def attempts(self) -> Sequence[Attempt]:
-        """The latest requests of this peer's own apps, oldest first."""
-        return tuple(self.router.attempts) if self.router else ()
-
     async def stop(self) -> None:
         """Begin nothing new, say so, and let the answers that run come to their end: those that
         this peer gives and those that its apps wait for (`Running.finish`). Meanwhile it leaves the
-        DHT.
+        DHT, and those connected are told.
 
         To be awaited before `open_node`'s block is left, which cuts whatever still runs.
         """
@@ -97,7 +98,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             if self.serving is not None:
                 nursery.start_soon(self.serving.donor.finish)
-                nursery.start_soon(self.serving.announcer.leave, self.serving.kad)
+                nursery.start_soon(self.serving.leave)
             if self.apps is not None:
                 nursery.start_soon(self.apps.finish)
 
@@ -129,14 +130,17 @@ class LateRoutes:
 
 
 @asynccontextmanager
-async def open_node(settings: Settings, say: Callable[[str], None]) -> AsyncIterator[Node]:
+async def open_node(
+    settings: Settings, say: Callable[[str], None], open_engine: OpenEngine | None = None
+) -> AsyncIterator[Node]:
     """Run a peer until the block exits. Raises `ConfigError` for what cannot work; errors of a
     running peer leave as an `ExceptionGroup`.
 
-    say: called with each line that a person at the terminal should see.
+    say: called with each line that a person at the terminal should see. open_engine: runs the
+    donated models, instead of llama.cpp in a process of its own.
     """
     settings.check()
-    node = Node(settings, time.time())
+    node = Node(settings, time.time(), open_engine)
     async with AsyncExitStack() as stack:
         stack.enter_context(open_home(settings.home, settings.control_socket))
         table = TableFile(settings.home)
@@ -166,18 +170,19 @@ async def _open_api(
     routes = LateRoutes()
     if not node.settings.has_api:
         return routes
-    node.router = router = Router(routes, wall_clock=time.time, dice=random.Random())
+    node.router = Router(routes, wall_clock=time.time, dice=random.Random(), journal=node.journal)
     catalog = NetworkCatalog(
         lambda: ModelNames(table.read()),
         lambda: node.routes.offered_now() if node.routes else (),
         created=int(node.started_at),
     )
     node.apps = Stoppable(node.router)
+    recorded = Recorded(node.apps, node.journal, time.time)
     app = create_app(
-        node.apps,
+        recorded,
         catalog,
-        embedder=node.apps,
-        attempts=lambda: router.outcomes,
+        embedder=recorded,
+        journal=node.journal,
         access=access_of(node.settings),
     )
     node.api_url = await open_doors(app, node.settings, nursery, say)

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import trio
+
 from tokenplace.dht.announce import Announcer, open_announcer
 from tokenplace.dht.bootstrap import BootstrapList, Joiner
 from tokenplace.dht.directory import Directory
@@ -16,6 +18,7 @@ from tokenplace.dht.donors import DirectoryCache
 from tokenplace.dht.finder import Finder, open_finder
 from tokenplace.dht.kad import Kad
 from tokenplace.dht.known_peers import KnownPeers, open_remembering
+from tokenplace.dht.news import Herald
 from tokenplace.node.donating import Donations
 from tokenplace.node.proving import Prober, ReachPolicy, open_prober
 from tokenplace.peer.admission import Admission
@@ -39,7 +42,14 @@ class Serving:
     donor: Donor
     finder: Finder
     announcer: Announcer
+    herald: Herald
     prober: Prober
+
+    async def leave(self) -> None:
+        """Say that this peer stops: to those connected, and to those who stored its records."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.herald.tell)
+            nursery.start_soon(self.announcer.leave, self.kad)
 
     async def withdraw(self) -> None:
         """Offer nothing from now on, and take back what the DHT knows; soon done, see there."""
@@ -109,4 +119,6 @@ async def open_serving(
             open_announcer(announcer, kad),
             open_remembering(known, kad, finder),
         ):
-            yield Serving(host, kad, joiner, donor, finder, announcer, prober)
+            herald = Herald(host, announcer)
+            background.start_soon(herald.run)
+            yield Serving(host, kad, joiner, donor, finder, announcer, herald, prober)

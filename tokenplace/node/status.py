@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from tokenplace.engine.confine import PROTECTIONS
 from tokenplace.errors import ConfigError
+from tokenplace.node.request_status import request_status
 from tokenplace.node.trust_file import TrustFile
 from tokenplace.router.trust import ToolsFrom
 
@@ -46,7 +49,9 @@ def status_of(node: Node, now: float) -> dict[str, Any]:
         "exchanges": _exchanges(serving),
         "models": [_model(donation) for donation in node.donations],
         "donors": [_donor(known) for known in (finding.finder.status() if finding else ())],
-        "requests": [dataclasses.asdict(attempt) for attempt in node.attempts],
+        "requests": [
+            request_status(record, now, trio.current_time()) for record in node.journal.records
+        ],
         "trust": _trust(TrustFile(node.settings.home)),
     }
 
@@ -55,7 +60,9 @@ def _connections(*halves: Serving | Asking | None) -> list[ConnectionInfo]:
     """Connections of both halves to other peers, without the one between them."""
     hosts = [half.host for half in halves if half is not None]
     own = {host.peer_id for host in hosts}
-    return [c for host in hosts for c in host.connections() if c.peer_id not in own]
+    connections = [c for host in hosts for c in host.connections() if c.peer_id not in own]
+    # Both halves of a donor know the same others: each is one peer to a person.
+    return list({connection.peer_id: connection for connection in reversed(connections)}.values())
 
 
 def _reachability(node: Node) -> dict[str, Any]:
@@ -91,12 +98,19 @@ def _announced(serving: Serving | None) -> dict[str, int] | None:
 
 
 def _exchanges(serving: Serving | None) -> dict[str, int]:
-    """Requests of others: open now, and since the start."""
+    """Requests of others: open now, and since the start. ranges: of addresses that they come from.
+    refused, shed: told `busy` at the door, and out of the queue.
+    """
     if serving is None:
         return {}
-    statistics = serving.donor.statistics
+    statistics, admission = serving.donor.statistics, serving.donor.admission
     return {
         "open": statistics.n_answering,
+        "running": admission.n_running,
+        "queued": admission.n_queued,
+        "ranges": admission.n_buckets,
+        "refused": admission.n_refused,
+        "shed": admission.n_shed,
         "served": statistics.n_served,
         "failed": statistics.n_failed,
         "cancelled": statistics.n_cancelled,

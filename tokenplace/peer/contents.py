@@ -14,6 +14,8 @@ from tokenplace.generation import (
     Finished,
     GenerateRequest,
     GrammarStop,
+    LengthStop,
+    StringStop,
     Tokens,
 )
 from tokenplace.peer.frames import is_logprob
@@ -28,6 +30,7 @@ class Contents:
         self._prompt_digest = request.prompt_digest if request.resume else None
         self._max_new = request.max_tokens or defaults.MAX_NEW_TOKENS
         self._top_logprobs = request.top_logprobs
+        self._stops = request.stop
         self._has_grammar = request.output is not None or (
             isinstance(request.input, ChatInput) and bool(request.input.tools)
         )
@@ -35,6 +38,7 @@ class Contents:
         if not request.resume:
             self._next_index = dict.fromkeys(range(request.n), 0)
         self._n_bytes = 0
+        self._n_new = 0
 
     def take(self, frame: object) -> None:
         """`accepted`, tokens, or the end have come. Raises `PromptMismatch`, too, if what is to be
@@ -65,6 +69,7 @@ class Contents:
             raise RemoteProtocolError("a gap or an overlap in its tokens")
         self._check_logprobs(tokens)
         self._next_index[tokens.choice] = index = index + len(tokens.ids)
+        self._n_new += len(tokens.ids)
         n_ids = len(tokens.ids) + sum(len(logprob.top) for logprob in tokens.logprobs)
         self._n_bytes += n_ids * defaults.ANSWER_ID_BYTES + sum(map(len, tokens.pieces))
         self._n_bytes += sum(len(top.piece) for each in tokens.logprobs for top in each.top)
@@ -90,3 +95,11 @@ class Contents:
         is_by_form = any(isinstance(end.stop, GrammarStop) for end in finished.choices)
         if is_by_form and not self._has_grammar:
             raise RemoteProtocolError("it stopped at the end of a form that nobody asked for")
+        # Else an answer that was cut short would look whole.
+        if finished.usage.n_completion != self._n_new:
+            raise RemoteProtocolError("it counts other tokens than it delivered")
+        for end in finished.choices:
+            if isinstance(end.stop, LengthStop) and self._next_index[end.choice] != self._max_new:
+                raise RemoteProtocolError("it stopped before the length that it promised")
+            if isinstance(end.stop, StringStop) and end.stop.string not in self._stops:
+                raise RemoteProtocolError("it stopped at a string that was not asked for")

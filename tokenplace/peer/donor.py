@@ -29,6 +29,7 @@ from tokenplace.errors import (
     RequestTooBig,
     TokenplaceError,
 )
+from tokenplace.generation import GenerateRequest
 from tokenplace.operations import Answerer, Request
 from tokenplace.peer import grease
 from tokenplace.peer.admission import Admission, Place
@@ -77,7 +78,7 @@ class Donor:
         self._key_ring = key_ring
         self._epochs = epochs
         self._models = models
-        self._admission = admission
+        self.admission = admission
         self._signed_keys = signed_keys
         self._signed_live = signed_live
         self._clock = clock
@@ -102,7 +103,7 @@ class Donor:
 
     async def _admit(self, stream: PeerStream, exchange: Exchange) -> None:
         try:
-            place = self._admission.open_nowait(stream.remote_ip)
+            place = self.admission.open_nowait(stream.remote_ip, trio.current_time())
         except DonorBusy as busy:
             await self._refuse(stream, exchange, busy)
             return
@@ -154,7 +155,8 @@ class Donor:
         request = decode_request(opened.payload)
         sealer = AnswerSealer(request.resp_secret, request.reply_key, opened.digest)
         self._epochs.accept(request.epoch, opened.enc, now)
-        place.queue_nowait()
+        # A hedge is meant for a slot that is idle: nobody has to go for it.
+        place.queue_nowait(trio.current_time(), may_shed=not request.hedge)
         return request, sealer
 
     async def _refuse(self, stream: PeerStream, exchange: Exchange, no: TokenplaceError) -> None:
@@ -186,10 +188,12 @@ class Donor:
             request = to_request(opened, place.bucket)
             answer.exchange.expect(request)
             model = self._find_model(request)
+            if isinstance(request, GenerateRequest):  # of all else nobody knows if it has begun
+                place.on_shed = answer.shed
             with answer.generating:
                 await work(model, request, answer.put, place, self.statistics)
             if answer.generating.cancelled_caught:
-                error = DonorFinishing()
+                error = answer.busy or DonorFinishing()
                 if trio.current_time() >= answer.generating.deadline:
                     what, error = Limit.WHOLE, DeadlineExceeded()
         except TokenplaceError as failure:
@@ -222,7 +226,7 @@ async def _receive_request(stream: PeerStream, place: Place) -> bytes:
     received = bytearray(await receive_exactly(stream, min(length, defaults.SMALL_REQUEST_BYTES)))
     while len(received) < length:
         n_bytes = min(defaults.READ_BYTES, length - len(received))
-        place.hold(n_bytes)
+        place.hold(n_bytes, trio.current_time())
         received += await receive_exactly(stream, n_bytes)
     return bytes(received)
 
@@ -230,12 +234,13 @@ async def _receive_request(stream: PeerStream, place: Place) -> bytes:
 class _Answer:
     """What the tasks of one exchange share: frames go in, and leave sealed when they are due.
 
-    generating: the model works in it; cancelled when it has to end.
+    generating: the model works in it; cancelled when it has to end. busy: why, if it was shed.
     """
 
     def __init__(self, stream: PeerStream, exchange: Exchange, sealer: AnswerSealer) -> None:
         self.exchange = exchange
         self.generating = trio.CancelScope(deadline=exchange.due_at(Limit.WHOLE))
+        self.busy: DonorBusy | None = None
         self._stream = stream
         self._sealer = sealer
         self._outbox = Outbox(trio.current_time())
@@ -245,6 +250,11 @@ class _Answer:
         """Never waits: what a requester does not read is bounded by `WRITE_TIMEOUT_S`."""
         self.exchange.take(frame, trio.current_time())
         self._post(frame)
+
+    def shed(self, busy: DonorBusy) -> None:
+        """It has to make room for somebody else, before the model has begun with it."""
+        self.busy = busy
+        self.generating.cancel()
 
     def fail(self, error: TokenplaceError, what: Input | Limit) -> None:
         """End with an error because of `what`, unless the answer has its end already."""

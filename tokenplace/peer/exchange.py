@@ -21,6 +21,7 @@ from tokenplace.generation import Accepted, Alive, Finished, GenerateRequest, Ph
 from tokenplace.operations import Reply, Request
 from tokenplace.peer.contents import Contents
 from tokenplace.peer.frames import Frame
+from tokenplace.peer.movement import Movement
 from tokenplace.peer.whole import Answered, Part, Taken, WholeContents
 
 
@@ -86,6 +87,7 @@ class Limit(StrEnum):
     IDLE = "silence"
     ACCEPT = "yes or no late"
     FIRST_TOKEN = "first token late"
+    STILL = "nothing moves"
     PROGRESS = "next token late"
     WORK = "answer or next part late"
     WRITE = "reading late"
@@ -105,6 +107,8 @@ class Limit(StrEnum):
             case Limit.FIRST_TOKEN:
                 eta_s = eta_ms / 1000
                 return defaults.FIRST_TOKEN_ETA_FACTOR * eta_s + defaults.FIRST_TOKEN_GRACE_S
+            case Limit.STILL:
+                return defaults.STILL_TIMEOUT_S
             case Limit.PROGRESS:
                 return defaults.PROGRESS_TIMEOUT_S
             case Limit.WORK:
@@ -180,6 +184,7 @@ REQUESTER: Final[Table] = {
         **_IN_ACCEPTED,
         **_LISTENING,
         Limit.FIRST_TOKEN: State.LOST,
+        Limit.STILL: State.LOST,
     },
     State.ANSWERING: {
         Input.CHUNK: State.ANSWERING,
@@ -261,6 +266,9 @@ class Exchange:
         self._moved_at = self._asked_at = self._touched_at = self._progressed_at = now
         self._contents: Contents | WholeContents | None = None  # once it is known what was asked
         self._eta_ms = 0
+        self._movement = Movement(now)
+        self._n_requeues = 0
+        self._wait_left_s = defaults.MAX_WAIT_S
 
     @property
     def is_ended(self) -> bool:
@@ -278,12 +286,18 @@ class Exchange:
         """
         if self.is_ended:
             return
+        was_waiting = self.state is State.ACCEPTED
         self.state = self._next(what)
-        if what not in _HEARTBEATS:
+        self._n_requeues += what is Input.REQUEUED
+        is_renewed = what is not Input.REQUEUED or self._n_requeues <= defaults.MAX_REQUEUES
+        if what not in _HEARTBEATS and is_renewed:
             self._moved_at = now
+            self._movement.renew(now)
         if what in (Input.OPENED, Input.REQUEST):
             self._asked_at = self._touched_at = self._progressed_at = now
         elif what is Input.TOKENS:
+            if was_waiting:
+                self._wait_left_s -= now - self._progressed_at
             self._progressed_at = now
 
     def _next(self, what: Input | Limit) -> State:
@@ -329,6 +343,14 @@ class Exchange:
             self._contents.take(frame)
         if isinstance(frame, Accepted):
             self._eta_ms = frame.eta_ms
+            self._movement.start(frame)
+        elif isinstance(frame, Alive):
+            self._movement.note(frame, now)
+            if what is Input.ALIVE and frame.eta_ms:
+                # An honest donor learns that it takes longer than it thought. A lie gains no more
+                # by it than by a promise: `STILL` and `MAX_WAIT_S` run on.
+                waited_ms = round((now - self._moved_at) * 1000)
+                self._eta_ms = max(self._eta_ms, waited_ms + frame.eta_ms)
         self.on(what, now)
 
     # ------------------------------------------------------------ deadlines
@@ -345,11 +367,13 @@ class Exchange:
                 start = self._touched_at
             case Limit.WHOLE:
                 start = self._asked_at
+            case Limit.STILL:
+                return self._movement.due_at
             case _:
                 start = self._moved_at
         due_at = start + limit.seconds(self._eta_ms)
         if limit is Limit.FIRST_TOKEN:
-            due_at = min(due_at, self._progressed_at + defaults.MAX_WAIT_S)
+            due_at = min(due_at, self._progressed_at + self._wait_left_s)
         if limit is Limit.WRITE and self.state in _ENDS_OF_ANSWERS:
             due_at = min(due_at, self._moved_at + defaults.ENDING_TIMEOUT_S)
         return due_at

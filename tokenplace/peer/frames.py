@@ -88,6 +88,7 @@ def encode_frame(frame: Frame) -> bytes:
                 "phase": frame.phase.value,
                 "progress": frame.progress,
                 "position": frame.position,
+                "eta_ms": frame.eta_ms,
             }
         case Accepted():
             fields = {
@@ -233,7 +234,9 @@ def _read_alive(fields: FrameFields) -> Alive:
     if type(progress) not in (int, float) or not 0 <= progress <= 1:
         raise ValueError("progress")
     phase = Phase(fields.values["phase"])
-    return Alive(phase, float(progress), fields.integer("position"))
+    # Donors of the first days did not say it.
+    eta_ms = fields.integer("eta_ms") if "eta_ms" in fields.values else 0
+    return Alive(phase, float(progress), fields.integer("position"), eta_ms)
 
 
 def _read_tokens(fields: FrameFields) -> Tokens:

@@ -25,32 +25,37 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.rcmgr import Direction
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from tokenplace import defaults
 from tokenplace.errors import ConfigError, ConnectFailed
 from tokenplace.peer.background import open_background
 from tokenplace.peer.identity import Identity
+from tokenplace.peer.machine import watch_machine
 from tokenplace.peer.net_stream import Libp2pStream
 from tokenplace.peer.stream_counts import StreamCounts
 from tokenplace.peer.streams import PeerStream, StreamHandler
 from tokenplace.peer.upstream_host import MendedHost, build_host
 from tokenplace.peer.upstream_swarm import MendedSwarm
 from tokenplace.peer.upstream_tcp import require_free_port
+from tokenplace.peer.upstream_yamux import MendedYamux
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """One open connection. `direction` is "in" or "out"; `opened_at` is in unix seconds."""
+    """One open connection. `direction` is "in" or "out"; `opened_at` is in unix seconds.
+
+    silent_s: since when nothing has come, in seconds.
+    """
 
     peer_id: str
     remote_addr: str
     direction: str
     opened_at: float
     n_streams: int
+    silent_s: float = 0.0
 
 
 @asynccontextmanager
@@ -73,6 +78,7 @@ async def open_host(
         for text, addr in zip(listen, listen_addrs, strict=True):
             if str(addr) not in swarm.listeners:
                 raise ConfigError(f"{text}: cannot be listened on.")
+        nursery.start_soon(watch_machine, swarm.doubt)
         yield PeerHost(identity, upstream, swarm, nursery)
 
 
@@ -281,12 +287,14 @@ def _parse_addrs(texts: Sequence[str]) -> list[Multiaddr]:
 
 
 def _info(connection: SwarmConn) -> ConnectionInfo:
-    ip, port = cast(Yamux, connection.muxed_conn).get_remote_address() or ("0.0.0.0", 0)
+    muxed = cast(MendedYamux, connection.muxed_conn)
+    ip, port = muxed.get_remote_address() or ("0.0.0.0", 0)
     version = ipaddress.ip_address(ip).version
     return ConnectionInfo(
-        peer_id=connection.muxed_conn.peer_id.to_base58(),
+        peer_id=muxed.peer_id.to_base58(),
         remote_addr=f"/ip{version}/{ip}/tcp/{port}",
         direction="in" if connection.direction is Direction.INBOUND else "out",
         opened_at=connection._created_at,
         n_streams=len(connection.get_streams()),
+        silent_s=muxed.liveness.silent_s(trio.current_time()),
     )

@@ -87,6 +87,7 @@ class Outbox:
         self._is_first_said = False
         self._parts: deque[bytes] = deque()
         self._status = Alive(Phase.QUEUED, 0.0, 0)
+        self._status_at = now
         self._is_status_due = False
         self._max_new = 1
         self._n_tokens = 0  # of the choice that is furthest
@@ -105,7 +106,7 @@ class Outbox:
             case Tokens():
                 self._put_tokens(frame, now)
             case Alive():
-                self._status = frame
+                self._set_status(frame, now)
                 # It renews the requester's deadline; every other phase can wait for a heartbeat.
                 if frame.phase is Phase.REQUEUED:
                     self._is_status_due = True
@@ -114,7 +115,7 @@ class Outbox:
                 self._put_first(frame, now)
                 self._max_new = frame.max_new
                 phase = Phase.QUEUED if frame.position else Phase.PREFILL
-                self._status = Alive(phase, 0.0, frame.position)
+                self._set_status(Alive(phase, 0.0, frame.position, frame.eta_ms), now)
             case Taken():
                 self._put_first(frame, now)
             case Part():
@@ -123,6 +124,14 @@ class Outbox:
             case _:  # Finished, Answered or an error
                 self._end = encode_frame(frame)
                 self.due_at = now
+
+    def _set_status(self, status: Alive, now: float) -> None:
+        self._status, self._status_at = status, now
+
+    def _status_now(self, now: float) -> Alive:
+        """The status as it was told last, its eta less the time since."""
+        passed_ms = round((now - self._status_at) * 1000)
+        return replace(self._status, eta_ms=max(0, self._status.eta_ms - passed_ms))
 
     def _put_first(self, frame: Accepted | Taken, now: float) -> None:
         self._first = encode_frame(frame)
@@ -166,10 +175,11 @@ class Outbox:
             parts.append(self._end)
             return b"".join(parts), True
         if self._is_status_due or (self._is_first_said and not any(parts)):
-            parts.append(encode_frame(self._status))
+            parts.append(encode_frame(self._status_now(now)))
             if self._is_status_due:
                 self._is_status_due = False
-                self._status = replace(self._status, phase=Phase.QUEUED)  # it was requeued once
+                # It was requeued once.
+                self._set_status(replace(self._status_now(now), phase=Phase.QUEUED), now)
         return b"".join(parts), False
 
     def _take_parts(self, frames: list[bytes], now: float) -> tuple[bytes, bool]:

@@ -29,7 +29,7 @@ from tokenplace.sealing.epochs import EPOCH_BYTES
 from tokenplace.sealing.suites import PUBLIC_KEY_BYTES
 
 VERSION: Final = 1
-_MAX_KEYS: Final = 64  # version 1 has 16; the rest is room for later ones
+_MAX_KEYS: Final = 64  # version 1 has 17; the rest is room for later ones
 _MAX_TEXT_BYTES: Final = 64  # the longest are hashes in hex
 _MAX_REQUIRES: Final = 32
 _MAX_ATTEMPT: Final = 255
@@ -55,6 +55,7 @@ class RequestMap:
     seed: bytes
     as_of: str
     attempt: int
+    hedge: bool
     resume: tuple[Resume, ...]
     prompt_digest: bytes
     body: bytes
@@ -70,6 +71,8 @@ def decode_request(payload: bytes) -> RequestMap:
         if name not in fields or not is_valid(fields[name]):
             raise BadFormat(f"the request's {name} is missing or wrong")
     del fields["v"]
+    if type(fields.setdefault("hedge", False)) is not bool:
+        raise BadFormat("the request's hedge is wrong")
     if not fields.setdefault("resume", ()):
         fields["prompt_digest"] = b""
     elif not _is_digest(fields.get("prompt_digest")):
@@ -197,6 +200,7 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
 
 _READERS: Final[dict[str, Callable[[msgpack.Unpacker], Any]]] = {
     "requires": _read_requires,
+    "hedge": lambda unpacker: unpacker.unpack(),
     "resume": _read_resume,
     "prompt_digest": lambda unpacker: unpacker.unpack(),
 }

@@ -292,6 +292,8 @@ def _passed(limit: Limit, exchange: Exchange) -> TokenplaceError:
             return ConnectFailed(f"it took over {limit.seconds():g} s.")
         case Limit.IDLE:
             return DonorSilent(f"nothing came for {limit.seconds():g} s.")
+        case Limit.STILL:
+            return DeadlineExceeded("it said that it was alive, but nothing moved.")
         case _:
             return DeadlineExceeded("it was alive, but the answer did not get on.")
 

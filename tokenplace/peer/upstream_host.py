@@ -79,7 +79,7 @@ def build_host(identity: Identity, max_connections: int) -> tuple[MendedHost, Me
 
 def expand_wildcards(addrs: Iterable[Multiaddr]) -> list[Multiaddr]:
     """`addrs` with wildcards replaced: public addresses first, then private, loopback last."""
-    texts = [text for addr in addrs for text in _expanded(str(addr), _interface_ips())]
+    texts = [text for addr in addrs for text in _expanded(str(addr), interface_ips())]
     return [Multiaddr(text) for text in sorted(dict.fromkeys(texts), key=_distance)]
 
 
@@ -95,7 +95,7 @@ def _expanded(addr: str, ips: Sequence[str]) -> list[str]:
     return [addr]
 
 
-def _interface_ips() -> list[str]:
+def interface_ips() -> list[str]:
     """Addresses of this machine: all but link-local ones, which mean nothing elsewhere."""
     return [*get_network_addrs(4), *get_network_addrs(6), "127.0.0.1", "::1"]
 

@@ -129,6 +129,12 @@ class MendedSwarm(Swarm):
             and not cast(MendedYamux, connection.muxed_conn).is_dropped
         ]
 
+    def doubt(self) -> None:
+        """Ask everybody at once for a sign of life."""
+        for connection in self.get_connections():
+            if isinstance(connection, SwarmConn):
+                cast(MendedYamux, connection.muxed_conn).doubt()
+
     # ------------------------------------------------------------ outbound
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:

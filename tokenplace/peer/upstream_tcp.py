@@ -10,6 +10,8 @@ Mended against libp2p 0.8.1, each with a test (tests/peer/test_upstream_tcp.py, 
 - **shared port** `transport/tcp/tcp.py:94` opens listeners with SO_REUSEPORT: two peers on one port
   would share its connections by chance, without a word.
 - **IPv6** `io/trio.py:104` knows no address of four parts, so over IPv6 nobody could be counted.
+- **outage** `transport/tcp/tcp.py` leaves the kernel's times as they are: after an outage of 5 s
+  the next byte may come 5 s late, and what a closed socket still holds is sent for two minutes.
 - **any TCP** `transport/tcp/tcp.py:506` takes every address with "tcp" in it for plain TCP, such as
   one that leads over a relay.
 
@@ -23,8 +25,9 @@ import errno
 import logging
 import socket
 import struct
+import sys
 from contextlib import closing, suppress
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import trio
 from libp2p.abc import IRawConnection
@@ -43,13 +46,31 @@ log = logging.getLogger(__name__)
 
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # accept(2)
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # leaves nothing behind in the kernel either
+_RTO_MAX_MS: Final = 44  # TCP_RTO_MAX_MS of linux/tcp.h, which Python does not name
+# What Linux can be told; the numbers mean something else elsewhere.
+_TIMES: Final = (
+    (
+        (socket.TCP_USER_TIMEOUT, defaults.TCP_USER_TIMEOUT_S),
+        (_RTO_MAX_MS, defaults.TCP_RTO_MAX_S),
+    )
+    if sys.platform == "linux"
+    else ()
+)
 _DIALLED_BY: Final = {"ip4", "ip6", "dns", "dns4", "dns6"}
+
+
+class Tunable(Protocol):
+    """A socket of the standard library, or trio's."""
+
+    def setsockopt(self, level: int, optname: int, value: int, /) -> None:
+        """As `socket.socket.setsockopt`."""
 
 
 class SeatedStream(TrioTCPStream):
     """An inbound connection, and its place in the gate."""
 
     def __init__(self, connection: socket.socket, remote: tuple[str, int], seat: Seat) -> None:
+        _tune(connection)
         super().__init__(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
         self._cached_remote_address = remote
         self.seat = seat
@@ -149,6 +170,7 @@ class MendedTCP(TCP):
         except OSError:  # it is gone already
             await connection.close()
             raise
+        _tune(stream.stream.socket)
         stream._cached_remote_address = (str(plain_ip(host)), port)
         return connection
 
@@ -182,6 +204,15 @@ def _bind(ip: str, port: int, backlog: int | None = None) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _tune(connection: Tunable) -> None:
+    """Have the kernel try again soon after an outage, and not for ever. Systems that cannot do so
+    are left as they are.
+    """
+    for option, seconds in _TIMES:
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
 def _abort(connection: socket.socket) -> None:

@@ -10,7 +10,8 @@ Start at `MendedYamux`; `MendedUpgrader` makes libp2p use it. Mended against lib
 - **stalled writer** `:283` A writer whose window was empty looked every 10 ms whether it still was,
   and failed after 5 s. It is woken, and waits as long as the connection lives: who calls `write`
   has a deadline of his own.
-- **keepalive** `:719` A missing pong was ignored, so a frozen peer went unnoticed.
+- **keepalive** `:719` A missing pong was ignored, so a frozen peer went unnoticed; and everybody
+  was pinged, however much came from there. When to ask, and when to give up: `liveness`.
 - **torn write** `:875` A task cancelled inside a write left half a Noise message on the wire, or
   the message counter one ahead: every other stream of the connection died with it.
 - **reset** `:1058`, `:638` A stream that the peer reset, or that was lost with its connection,
@@ -31,7 +32,8 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import trio
 from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
@@ -55,10 +57,12 @@ from libp2p.transport.upgrader import TransportUpgrader
 
 from tokenplace import defaults
 from tokenplace.peer.gate import Seat
+from tokenplace.peer.liveness import Liveness, Step
 
 log = logging.getLogger(__name__)
 
 YAMUX: TProtocol = TProtocol(PROTOCOL_ID)
+_VERSION: Final = b"\0"  # a header's first byte
 
 
 class MendedYamuxStream(YamuxStream):
@@ -169,6 +173,24 @@ class MendedYamuxStream(YamuxStream):
                 data_or_end.set()
 
 
+class _HeardConn:
+    """A secured connection that calls `heard` when something came; in all else as it is."""
+
+    def __init__(self, conn: ISecureConn, heard: Callable[[], None]) -> None:
+        self._conn = conn
+        self._heard = heard
+
+    async def read(self, n: int | None = None) -> bytes:
+        data = await self._conn.read(n)
+        # A header of another version is garbage: whoever lost the thread is as good as silent.
+        if n != HEADER_SIZE or data[:1] == _VERSION:
+            self._heard()
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._conn, name)
+
+
 class MendedYamux(Yamux):
     """A connection that holds its peer to the rules and outlives the tasks that use it.
 
@@ -178,6 +200,12 @@ class MendedYamux(Yamux):
     seat: Seat | None = None
     idle_since = 0.0
     is_dropped = False
+
+    def __init__(self, secured_conn: ISecureConn, peer_id: ID) -> None:
+        super().__init__(secured_conn, peer_id)
+        self.secured_conn = cast(ISecureConn, _HeardConn(secured_conn, self._note_heard))
+        self.liveness = Liveness(trio.current_time())
+        self._liveness_changed = trio.Event()
 
     async def start(self) -> None:
         self.idle_since = trio.current_time()
@@ -239,26 +267,42 @@ class MendedYamux(Yamux):
             await self.drop()
             raise RawConnError("the peer takes no more bytes")
 
+    # ------------------------------------------------------------ signs of life
+
+    def doubt(self) -> None:
+        """This machine slept, or moved: see at once whether the peer is still there."""
+        self.liveness.doubt()
+        self._liveness_changed.set()
+
+    def _note_heard(self) -> None:
+        if self.liveness.heard(trio.current_time()):
+            self._liveness_changed.set()
+
     async def _measure_rtt_loop(self) -> None:
-        while not self.event_shutting_down.is_set():
-            with trio.move_on_after(defaults.KEEPALIVE_INTERVAL_S):
-                await self.event_shutting_down.wait()
-                return
-            self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF
-            self._ping_event = trio.Event()
-            self._ping_sent_time = trio.current_time()
-            try:
-                await self._write_frame(
-                    struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, self._ping_id)
-                )
-                with trio.fail_after(defaults.KEEPALIVE_TIMEOUT_S):
-                    await self._ping_event.wait()
-            except trio.TooSlowError:
-                log.debug("%s is silent", self.peer_id)
-                await self.drop()
-            except Exception as error:  # the connection is going down: its reader cleans up
-                log.debug("ping to %s: %s", self.peer_id, type(error).__name__)
-                return
+        """Upstream's task for pings. Ends with the connection, which cancels it."""
+        async with trio.open_nursery() as pinging:
+            while True:
+                self._liveness_changed = trio.Event()
+                with trio.move_on_at(self.liveness.due_at(in_use=bool(self.streams))):
+                    await self._liveness_changed.wait()
+                match self.liveness.look(trio.current_time(), in_use=bool(self.streams)):
+                    case Step.ASK:
+                        # Apart: whoever takes no byte would hold this up.
+                        pinging.start_soon(self._ping)
+                    case Step.GIVE_UP:
+                        log.debug("%s is silent", self.peer_id)
+                        await self.drop()
+                        return
+
+    async def _ping(self) -> None:
+        self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF
+        self._ping_sent_time = trio.current_time()
+        try:
+            await self._write_frame(
+                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, self._ping_id)
+            )
+        except Exception as error:  # the connection is going down: its reader cleans up
+            log.debug("ping to %s: %s", self.peer_id, type(error).__name__)
 
     async def drop(self) -> None:
         """Close the socket: the reading task then fails, and cleans up in the one right place."""

@@ -93,6 +93,8 @@ def _fields_of(request: Request) -> dict[str, object]:
                 as_of=request.as_of,
                 attempt=request.attempt,
             )
+            if request.is_hedge:
+                fields["hedge"] = True
             if request.resume:
                 fields["resume"] = [
                     {"choice": resume.choice, "ids": _packed_ids(resume.ids)}
@@ -240,6 +242,7 @@ def _to_generate_request(request: RequestMap, bucket: str) -> GenerateRequest:
         output=body.output,
         resume=request.resume,
         prompt_digest=request.prompt_digest,
+        is_hedge=request.hedge,
         bucket=bucket,
     )
 

@@ -103,7 +103,10 @@ class Continuation:
                     self._held.append(event)
                     return ()
             case Finished():
-                return (*self._held, self._joined(event) if self._is_continued else event)
+                return (
+                    *self._held,
+                    self._joined(event) if self._is_continued else self._own(event),
+                )
         return (event,)
 
     def finish(self) -> Sequence[Event]:
@@ -125,6 +128,16 @@ class Continuation:
         choice.ids += tokens.ids
         if self._stops:
             choice.pieces += tokens.pieces
+
+    def _own(self, last: Finished) -> Finished:
+        """The end of an answer by one donor. Tokens are counted here: what it says of them is only
+        its word.
+        """
+        assert self._first is not None, "an answer ends after it has begun"
+        n_prompt = self._first.n_prompt
+        n_completion = sum(len(choice.ids) for choice in self._choices)
+        usage = Usage(n_prompt, min(last.usage.n_cached, n_prompt), n_completion)
+        return dataclasses.replace(last, usage=usage)
 
     def _joined(self, last: Finished) -> Finished:
         """The end of all choices, of which the last donor knows only those that it was asked for;

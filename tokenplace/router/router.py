@@ -1,7 +1,7 @@
 """What answers behind the local API: finds who can, asks the best, fails over. Start at
 `Router.generate`.
 
-Decides nothing itself (`policy.choose` does; `continuation` knows what was delivered) and knows
+Decides nothing itself (`selector` does; `continuation` knows what was delivered) and knows
 neither libp2p nor llama.cpp: donors and engines are handed to it as `Route`s.
 """
 
@@ -9,83 +9,67 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from random import Random
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from tokenplace import defaults
-from tokenplace.errors import (
-    ConnectionLost,
-    DonorBusy,
-    NoDonorForModel,
-    TokenplaceError,
-    WorkerCrashed,
-)
-from tokenplace.generation import (
-    Accepted,
-    ChatInput,
-    Event,
-    GenerateRequest,
-)
+from tokenplace.errors import DeadlineExceeded, OwnNetworkDown, TokenplaceError
+from tokenplace.generation import Event, Finished, GenerateRequest
 from tokenplace.operations import (
-    Answerer,
     CountRequest,
     Embeddings,
     EmbedRequest,
     Question,
     Reply,
+    Request,
     ScoreRequest,
     Scores,
     ask,
 )
-from tokenplace.router.attempts import Attempt, Progress
+from tokenplace.router.asking import are_twins, question_to, request_to, served
+from tokenplace.router.attempts import Asked, Attempt, Outcome, Progress
 from tokenplace.router.continuation import Continuation
-from tokenplace.router.demand import Demand, demand_of
-from tokenplace.router.policy import Candidate, choose
+from tokenplace.router.demand import demand_of
+from tokenplace.router.hedging import Hedging, can_hedge, patience_ends_at
+from tokenplace.router.jitter import jittered
+from tokenplace.router.journal import Journal
+from tokenplace.router.memory import PATH_ERRORS, Notes
+from tokenplace.router.policy import Candidate
+from tokenplace.router.racing import Entrant, Race, open_race
+from tokenplace.router.route import RETRY_AFTER_S, Route, Routes
+from tokenplace.router.search import Search
+from tokenplace.router.selector import Selector
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S: Final = 5.0  # a new donor is found by the background search within seconds
 ATTEMPTS_REMEMBERED: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A candidate, and how to get what reaches it if it is chosen."""
-
-    candidate: Candidate
-    open: Callable[[], Answerer]
-
-
-class Routes(Protocol):
-    """Where the routes for a model come from: own engines and the network's donors."""
-
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
-        """All routes known for a model name as an app sent it that meet a request's demand; waits
-        for a search only when there are none.
-
-        Raises `ModelNotFound`, `NoDonorForModel`, `SearchIncomplete`, and what `demand.screen`
-        raises.
-        """
-
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        """A route did not work: whoever keeps the donors may let it rest."""
 
 
 class Router:
     """An `Answerer` over every donor that can be reached, this peer's own engine first."""
 
-    def __init__(self, routes: Routes, *, wall_clock: Callable[[], float], dice: Random) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        wall_clock: Callable[[], float],
+        dice: Random,
+        journal: Journal | None = None,
+    ) -> None:
+        """journal: where to write what was asked, and of whom."""
         self._routes = routes
         self._wall_clock = wall_clock
         self._dice = dice
+        self._selector = Selector(dice, in_doubt=routes.failed)
+        self._journal = journal or Journal()
+        self._hedging = Hedging()
         self.attempts: deque[Attempt] = deque(maxlen=ATTEMPTS_REMEMBERED)
-        self.outcomes: Counter[str] = Counter()  # of all attempts since the start
 
     @trio.as_safe_channel
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -95,23 +79,33 @@ class Router:
         Without such a donor an answer of which the app has a part fails; any other starts again. An
         answer ends with what cut it, never quietly, and never with text of another model.
         """
-        search = _Search(request.model, demand_of(request))
+        search = self._search(request)
         so_far = Continuation(request)
+        self._hedging.budget.note_request()
         while route := await self._next_route(search, so_far):
-            progress = Progress(trio.current_time())
-            asked = _request_to(route.candidate, so_far.request, search.number)
-            with self._attempt(search, route, progress, so_far):
-                async with route.open().generate(asked) as events:
-                    async for event in events:
-                        progress.note(event, trio.current_time())
-                        for ready in so_far.take(_served(event, route.candidate)):
-                            yield ready
-                return
+            async with open_race(partial(self._note_ended, search, so_far)) as race:
+                self._enter(race, search, route, so_far)
+                while race.running:
+                    came = await race.receive(self._look_at(race, search, so_far))
+                    if came is None:
+                        await self._look_after(race, search, so_far)
+                        continue
+                    entrant, what = came
+                    if isinstance(what, TokenplaceError):
+                        self._note_failed(race, search, entrant, what, so_far)
+                        continue
+                    if entrant is race.winner:
+                        search.note_begun(entrant.route)
+                    for ready in so_far.take(served(what, entrant.route.candidate)):
+                        yield ready
+                    if isinstance(what, Finished):
+                        await race.finish()
+                        return
             if so_far.is_whole:  # only its last event was lost
                 for ready in so_far.finish():
                     yield ready
                 return
-        raise search.why_nobody(so_far.is_committed)
+        raise self._why_nobody(search, is_committed=so_far.is_committed)
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Ask donors until one answers, as `generate` does; so do `count` and `score`."""
@@ -133,44 +127,169 @@ class Router:
 
     async def _answer_to(self, question: Question) -> tuple[Reply, Candidate]:
         """These answers come whole, so every failure is one before anything was committed."""
-        search = _Search(question.model, demand_of(question))
+        search = self._search(question)
         while route := await self._next_route(search):
-            progress = Progress(trio.current_time())
-            asked = _question_to(route.candidate, question)
-            with self._attempt(search, route, progress):
+            progress = self._begin(search, route)
+            notes = self._notes(search, route)
+            asked = question_to(route.candidate, question)
+            try:
                 reply = await ask(route.open(), asked)
-                progress.outcome = "finished"
+                progress.outcome = Outcome.FINISHED
+                notes.finished(trio.current_time())
                 return reply, route.candidate
-        raise search.why_nobody(False)
+            except TokenplaceError as failure:
+                progress.outcome = Outcome(failure.code)
+                notes.failed(failure, trio.current_time())
+                search.note_failure(route, failure, 0, trio.current_time())
+                if not search.may_go_on:
+                    raise
+            finally:
+                notes.left(trio.current_time())
+                self._remember(progress)
+        raise self._why_nobody(search, is_committed=False)
 
-    @contextmanager
-    def _attempt(
+    def _search(self, request: Request) -> Search:
+        demand = demand_of(request)
+        facts = self._selector.facts_of(request, demand)
+        return Search(request.model, demand, trio.current_time(), request=request.id, facts=facts)
+
+    def _begin(self, search: Search, route: Route, n_resumed: int = 0) -> Progress:
+        """The attempt that is made now. n_resumed: tokens that need not be made again."""
+        asked = Asked(
+            at=self._wall_clock(),
+            request=search.request,
+            model=search.model,
+            candidate=route.candidate,
+            number=search.number,
+            why=search.why,
+            n_resumed=n_resumed,
+        )
+        progress = Progress(trio.current_time(), asked)
+        self._journal.note_asked(progress)
+        return progress
+
+    def _notes(self, search: Search, route: Route) -> Notes:
+        wait_s = search.why.expected_wait_s if search.why else 0.0
+        now = trio.current_time()
+        return self._selector.ask(route.candidate, search.facts, now, wait_s=wait_s)
+
+    # ------------------------------------------------------------ a race
+
+    def _enter(
         self,
-        search: _Search,
+        race: Race,
+        search: Search,
         route: Route,
-        progress: Progress,
-        so_far: Continuation | None = None,
-    ) -> Iterator[None]:
-        """Ask this donor in the block. Swallows what goes wrong if another may be asked, or if
-        nobody needs to be. so_far: of an answer that can be resumed.
-        """
-        at = self._wall_clock()
-        try:
-            yield
-        except TokenplaceError as failure:
-            progress.outcome = failure.code
-            self._routes.failed(route.candidate, failure)
-            search.note_failure(failure, progress.n_tokens)
-            is_whole = so_far is not None and so_far.is_whole
-            if not is_whole and not search.may_go_on:
-                raise
-        finally:
-            now = trio.current_time()
-            self._remember(progress.attempt(route.candidate, search.model, search.number, at, now))
+        so_far: Continuation,
+        *,
+        is_hedge: bool = False,
+    ) -> None:
+        """Ask this donor too."""
+        asked = request_to(route.candidate, so_far.request, search.number, is_hedge=is_hedge)
+        progress = self._begin(search, route, sum(len(each.ids) for each in asked.resume))
+        race.start(Entrant(route, asked, progress, self._notes(search, route)))
 
-    async def _next_route(
-        self, search: _Search, so_far: Continuation | None = None
-    ) -> Route | None:
+    def _note_failed(
+        self,
+        race: Race,
+        search: Search,
+        entrant: Entrant,
+        error: TokenplaceError,
+        so_far: Continuation,
+    ) -> None:
+        """It is out of the race. Raises what says most if nobody else may be asked, though somebody
+        would have to be.
+        """
+        search.note_failure(entrant.route, error, entrant.progress.n_tokens, trio.current_time())
+        if not race.running and not so_far.is_whole and not search.may_go_on:
+            raise search.error or error
+
+    def _note_ended(self, search: Search, so_far: Continuation, entrant: Entrant) -> None:
+        """Its task is over, whatever the reason."""
+        progress = entrant.progress
+        if progress.outcome is Outcome.OUTRACED:
+            search.note_left(entrant.route)
+        elif progress.outcome is Outcome.CANCELLED and so_far.is_whole:
+            progress.outcome = Outcome.FINISHED  # the app left because it has the whole answer
+        if progress.outcome is Outcome.FINISHED:
+            entrant.notes.finished(trio.current_time())
+        entrant.notes.left(trio.current_time())
+        self._hedging.note_ended(progress, entrant.accepted, trio.current_time())
+        self._remember(progress)
+
+    def _look_at(self, race: Race, search: Search, so_far: Continuation) -> float:
+        """When it is to be seen to that the app is not kept waiting; never while it is not."""
+        if race.winner is not None:
+            return math.inf
+        looks = [patience_ends_at(each.progress, each.accepted) for each in race.running]
+        if _may_hedge(race, search, so_far):
+            looks.append(self._hedging.due_at(race.leader.progress, race.leader.accepted))
+        return min(search.ends_at, max(search.look_at, min(looks)))
+
+    async def _look_after(self, race: Race, search: Search, so_far: Continuation) -> None:
+        """Somebody keeps the app waiting: leave him for another, or ask another too. Raises
+        `DeadlineExceeded` when the app has waited for long enough.
+        """
+        now = trio.current_time()
+        if now >= search.ends_at:
+            late = DeadlineExceeded(f"No token came for {defaults.MAX_UNANSWERED_S:g} s.")
+            self._leave_late(race, search, list(race.running), late, so_far)
+            raise late
+        search.look_at = now + defaults.HEDGE_LOOK_S
+        others = await self._others(search)
+        if not search.is_last_attempt:
+            impatient = [
+                each
+                for each in race.running
+                if patience_ends_at(each.progress, each.accepted) <= now
+            ]
+            if others or len(impatient) < len(race.running):
+                error = DeadlineExceeded("Another donor was asked: no token came.")
+                self._leave_late(race, search, impatient, error, so_far)
+        if race.running and _may_hedge(race, search, so_far):
+            leader = race.leader
+            if self._hedging.due_at(leader.progress, leader.accepted) <= now:
+                self._hedge(race, search, others, so_far)
+
+    def _leave_late(
+        self,
+        race: Race,
+        search: Search,
+        late: Sequence[Entrant],
+        error: TokenplaceError,
+        so_far: Continuation,
+    ) -> None:
+        for entrant in late:
+            entrant.notes.failed(error, trio.current_time())
+            race.leave(entrant, Outcome(error.code))
+            self._note_failed(race, search, entrant, error, so_far)
+
+    def _hedge(
+        self, race: Race, search: Search, others: Sequence[Route], so_far: Continuation
+    ) -> None:
+        """Ask an idle donor too, if there is one and not too many were lately."""
+        first = race.leader.route.candidate
+        idle = [route for route in others if can_hedge(first, route.candidate)]
+        if not idle or not self._hedging.budget.take():
+            return
+        if route := self._choose(idle, search, is_hedge=True):
+            search.is_hedged = True
+            search.note_asked(route)
+            self._enter(race, search, route, so_far, is_hedge=True)
+
+    async def _others(self, search: Search) -> Sequence[Route]:
+        """Who else could be asked now, as far as that is known at once."""
+        with trio.move_on_after(defaults.TWIN_SEARCH_S):
+            try:
+                routes = await self._routes.find(search.model, search.demand)
+            except TokenplaceError:
+                return []
+            return [route for route in routes if route.candidate.donor not in search.tried]
+        return []
+
+    # ------------------------------------------------------------ whom to ask
+
+    async def _next_route(self, search: Search, so_far: Continuation | None = None) -> Route | None:
         """Whom to ask now, counted as asked."""
         if search.is_exhausted:
             return None
@@ -187,16 +306,21 @@ class Router:
             search.note_asked(route)
         return route
 
-    async def _find_anybody(self, search: _Search) -> Route | None:
+    async def _find_anybody(self, search: Search) -> Route | None:
+        waits_s = math.inf if search.error is None else defaults.NEXT_SEARCH_S
+        routes: Sequence[Route] = ()
         try:
-            routes = await self._routes.find(search.model, search.demand)
+            with trio.move_on_after(waits_s):
+                routes = await self._routes.find(search.model, search.demand)
         except TokenplaceError:
             if search.error is None:
-                raise
+                if self._selector.is_own_outage(trio.current_time()):
+                    error = OwnNetworkDown(retry_after_s=RETRY_AFTER_S)
+                raise self._jittered(error) from None
             return None  # what went wrong with the donor asked before says more
         return self._choose(routes, search)
 
-    async def _find_twin(self, search: _Search) -> Route | None:
+    async def _find_twin(self, search: Search) -> Route | None:
         """Somebody who can go on with what the donor asked last has begun."""
         assert search.last is not None, "an answer that has begun has a donor"
         begun = search.last.candidate
@@ -205,137 +329,56 @@ class Router:
                 routes = await self._routes.find(search.model, search.demand)
             except TokenplaceError:
                 return None
-            return self._choose([r for r in routes if _are_twins(r.candidate, begun)], search)
+            return self._choose([r for r in routes if are_twins(r.candidate, begun)], search)
         return None
 
-    def _choose(self, routes: Sequence[Route], search: _Search) -> Route | None:
+    def _choose(
+        self, routes: Sequence[Route], search: Search, *, is_hedge: bool = False
+    ) -> Route | None:
         by_candidate = {route.candidate: route for route in routes}
-        order = search.demand.wishes.order
-        chosen = choose(list(by_candidate), frozenset(search.tried), self._dice, order)
-        return None if chosen is None else by_candidate[chosen]
+        tried, now = frozenset(search.tried), trio.current_time()
+        if is_hedge:
+            choice = self._selector.hedge(list(by_candidate), search.facts, tried, now)
+        else:
+            is_first = search.number < 0
+            choice = self._selector.choose(
+                list(by_candidate), search.facts, tried, now, is_first=is_first
+            )
+        if choice is None:
+            return None
+        search.why = choice.why
+        return by_candidate[choice.candidate]
 
-    def _remember(self, attempt: Attempt) -> None:
+    def _why_nobody(self, search: Search, *, is_committed: bool) -> TokenplaceError:
+        """What to tell the app when there is nobody left to ask."""
+        error = search.why_nobody(is_committed)
+        if isinstance(error, PATH_ERRORS) and self._selector.is_own_outage(trio.current_time()):
+            error = OwnNetworkDown(retry_after_s=RETRY_AFTER_S)
+        return self._jittered(error)
+
+    def _jittered(self, error: TokenplaceError) -> TokenplaceError:
+        """Apps that were turned away together should not come back together."""
+        if error.retry_after_s is not None:
+            error.retry_after_s = jittered(error.retry_after_s, self._dice)
+        return error
+
+    def _remember(self, progress: Progress) -> None:
+        attempt = progress.attempt(trio.current_time())
         self.attempts.append(attempt)
-        self.outcomes[attempt.outcome] += 1
-        log.info(
-            "attempt %d for %s by %s: %s (%s) after %.2f s, %d tokens",
-            attempt.number,
-            attempt.model,
-            attempt.donor,
-            attempt.outcome,
-            attempt.phase,
-            attempt.total_s,
-            attempt.n_tokens,
-        )
+        self._journal.note_ended(progress, attempt)
 
 
-@dataclass
-class _Search:
-    """How far the search for somebody who answers one request is.
-
-    number: of the attempt that is made now, 0 for the first. last: who is asked now, or was.
-    again: whose path broke while he answered; asked_again: who had that chance. error: of the last
-    attempt. cut: of the last one that had delivered something. n_fruitless: attempts in a row that
-    did not get on.
+def _may_hedge(race: Race, search: Search, so_far: Continuation) -> bool:
+    """May a second donor be asked beside the first? Not beside this peer's own engine, which needs
+    to show the prompt to nobody, nor beside one that the request wishes.
     """
-
-    model: str
-    demand: Demand
-    number: int = -1
-    tried: set[str] = field(default_factory=set)
-    last: Route | None = None
-    again: Route | None = None
-    asked_again: set[str] = field(default_factory=set)
-    error: TokenplaceError | None = None
-    cut: TokenplaceError | None = None
-    n_fruitless: int = 0
-    n_crashes: int = 0
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Has there been enough trying?"""
-        return (
-            self.n_fruitless >= defaults.MAX_ATTEMPTS
-            or self.number + 1 >= defaults.MAX_ATTEMPTS_IN_ALL
-        )
-
-    @property
-    def may_go_on(self) -> bool:
-        """May another attempt do better? Not with what would repeat, nor with a request that has
-        crashed two workers already."""
-        return self.error is None or (self.error.retry_elsewhere and self.n_crashes < 2)
-
-    def note_asked(self, route: Route) -> None:
-        """This one is asked now."""
-        self.number += 1
-        self.last = route
-        self.tried.add(route.candidate.donor)
-
-    def note_failure(self, error: TokenplaceError, n_tokens: int) -> None:
-        """Whoever is asked now has failed, after so many new tokens."""
-        assert self.last is not None, "nobody was asked"
-        self.error = error
-        self.n_fruitless = 0 if n_tokens >= defaults.PROGRESS_TOKENS else self.n_fruitless + 1
-        self.n_crashes += isinstance(error, WorkerCrashed)
-        if n_tokens:
-            self.cut = error
-        donor = self.last.candidate.donor
-        # Only its path may have broken, and it keeps what it has computed.
-        is_broken_path = isinstance(error, ConnectionLost) and n_tokens > 0
-        self.again = self.last if is_broken_path and donor not in self.asked_again else None
-
-    def take_again(self) -> Route | None:
-        """Whom to ask once more, if anybody."""
-        route, self.again = self.again, None
-        if route is not None:
-            self.asked_again.add(route.candidate.donor)
-        return route
-
-    def why_nobody(self, is_committed: bool) -> TokenplaceError:
-        """What to tell the app when there is nobody left to ask. is_committed: it has a part of the
-        answer, so what cut that says more than why nobody went on."""
-        if is_committed and self.cut is not None:
-            return self.cut
-        return _nobody_left(self.error, len(self.tried))
-
-
-def _served(event: Event, candidate: Candidate) -> Event:
-    """`Accepted` says what answers."""
-    if isinstance(event, Accepted):
-        return dataclasses.replace(event, served=candidate.served)
-    return event
-
-
-def _are_twins(one: Candidate, other: Candidate) -> bool:
-    """Do they give the same answer to the same request?"""
-    return one.artifact == other.artifact and one.template == other.template
-
-
-def _request_to(candidate: Candidate, request: GenerateRequest, number: int) -> GenerateRequest:
-    """The request as this candidate is asked it; raw text needs no template."""
-    template = candidate.template if isinstance(request.input, ChatInput) else ""
-    return dataclasses.replace(
-        request, artifact=candidate.artifact, template=template, attempt=number
+    first = race.leader
+    return (
+        first.is_queued
+        and len(race.running) == 1
+        and not search.is_hedged
+        and not so_far.has_begun
+        and not search.is_last_attempt
+        and not first.route.candidate.is_own
+        and first.route.candidate.called not in search.demand.wishes.order
     )
-
-
-def _question_to(candidate: Candidate, question: Question) -> Question:
-    """The question as this candidate is asked it."""
-    if isinstance(question, EmbedRequest):
-        return dataclasses.replace(question, artifact=candidate.artifact)
-    template = candidate.template if isinstance(question.input, ChatInput) else ""
-    return dataclasses.replace(question, artifact=candidate.artifact, template=template)
-
-
-def _nobody_left(error: TokenplaceError | None, n_tried: int) -> TokenplaceError:
-    """What to tell the app when every donor that could be asked has failed before its first
-    token."""
-    if error is None:
-        return NoDonorForModel(retry_after_s=RETRY_AFTER_S)
-    if isinstance(error, DonorBusy):
-        return DonorBusy(
-            f"All {n_tried} donors asked are busy.",
-            retry_after_s=error.retry_after_s or RETRY_AFTER_S,
-        )
-    error.retry_after_s = error.retry_after_s or RETRY_AFTER_S
-    return error

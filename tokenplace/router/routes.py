@@ -14,21 +14,14 @@ from typing import Final, Protocol
 
 from tokenplace.dht.donors import DonorRecord
 from tokenplace.dht.finder import FindResult
-from tokenplace.errors import (
-    DonorBusy,
-    DonorFinishing,
-    NoDonorForModel,
-    Scope,
-    SearchIncomplete,
-    TokenplaceError,
-    Unsupported,
-)
+from tokenplace.errors import NoDonorForModel, SearchIncomplete, TokenplaceError
 from tokenplace.models.names import ModelNames, NamedModel
 from tokenplace.operations import Answerer
 from tokenplace.peer.adverts import DonorState, OfferedModel
 from tokenplace.router.demand import Demand, screen, sought
+from tokenplace.router.groups import groups_of
 from tokenplace.router.policy import Candidate, rank_of
-from tokenplace.router.router import RETRY_AFTER_S, Route
+from tokenplace.router.route import RETRY_AFTER_S, Route
 from tokenplace.router.trust import NO_TRUST, Trust
 
 SEARCH_DEADLINE_S: Final = 10.0
@@ -54,7 +47,7 @@ class DonorSource(Protocol):
         """All donors that are known now."""
 
     def mark_failed(self, peer_id: str) -> None:
-        """This donor did not work: let it rest until it proves life."""
+        """This donor may be gone, or not be as it says: wait for its own word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +96,7 @@ class NetworkRoutes:
     async def find(self, model: str, demand: Demand) -> Sequence[Route]:
         """See `router.Routes`."""
         wanted = self._names().resolve(model)
-        # Nothing else is a matter of trust, so a damaged list must not stop it.
-        trust = self._trust() if demand.has_tools else NO_TRUST
+        trust = self._trust_for(demand)
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
         result = await self._source.find(
@@ -129,15 +121,8 @@ class NetworkRoutes:
         return _screened(routes, demand, trust)
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        """See `router.Routes`.
-
-        A full or finishing donor is well, and so is one that refused what the app got wrong, or
-        what its version does not know; whoever broke off or broke rules rests.
-        """
-        is_well = error.scope is Scope.APP or isinstance(
-            error, (DonorBusy, DonorFinishing, Unsupported)
-        )
-        if candidate.donor and not is_well:
+        """See `route.Routes`."""
+        if candidate.donor:
             self._source.mark_failed(candidate.donor)
 
     def offered_now(self) -> Iterator[OfferedModel]:
@@ -170,8 +155,12 @@ class NetworkRoutes:
     def _routes_to(
         self, donors: Iterable[DonorRecord], wanted: Sequence[NamedModel]
     ) -> Iterator[Route]:
-        for record in donors:
-            load = record.load(self._now())
+        records = list(donors)
+        groups = groups_of({record.peer_id: record.addrs for record in records})
+        now = self._now()
+        for record in records:
+            load = record.load(now)
+            heard_at = record.live_received_at
             for offered in record.offer.models:
                 if (rank := rank_of(offered, wanted)) is None:
                     continue
@@ -188,8 +177,22 @@ class NetworkRoutes:
                     name=wanted[rank].name,
                     features=offered.features,
                     quantization=offered.quant,
+                    group=groups[record.peer_id],
+                    load_age_s=now - heard_at if load and heard_at is not None else None,
                 )
-                yield Route(candidate, partial(self._open_donor, record))
+                may_answer = partial(self._may_answer, candidate)
+                yield Route(candidate, partial(self._open_donor, record), may_answer)
+
+    def _may_answer(self, candidate: Candidate, demand: Demand) -> bool:
+        """Does it pass by what the user says now?"""
+        try:
+            return bool(screen([candidate], demand, self._trust_for(demand)))
+        except TokenplaceError:
+            return False
+
+    def _trust_for(self, demand: Demand) -> Trust:
+        # Nothing but tools is a matter of trust, so a damaged list must not stop anything else.
+        return self._trust() if demand.has_tools else NO_TRUST
 
 
 def _screened(routes: Sequence[Route], demand: Demand, trust: Trust) -> list[Route]:

@@ -243,7 +243,8 @@ def _greeted(message: bytes) -> Begin:
 ATTACKS: Final = (
     _sending("yamux: silence", b"", Ending.NONE),
     Attack("yamux: answers no ping", answers_no_ping, Ending.CONNECTION, KEEPALIVE_S),
-    Attack("yamux: reads nothing", reads_nothing, Ending.CONNECTION, KEEPALIVE_S),
+    # While it asks it is alive, until the kernel takes no more of the answers.
+    Attack("yamux: reads nothing", reads_nothing, Ending.CONNECTION, 2 * KEEPALIVE_S + SLACK_S),
     _sending("yamux: half a header", header(PING, SYN, 0, 7)[:7], Ending.CONNECTION, KEEPALIVE_S),
     _sending(
         "yamux: half a body",

@@ -29,8 +29,8 @@ from tokenplace.generation import (
     Accepted,
     Alive,
     ChoiceEnd,
+    EogStop,
     Finished,
-    LengthStop,
     Logprob,
     Phase,
     Stop,
@@ -66,7 +66,7 @@ def tokens(
 
 
 def finished(*choices: int, stop: Stop | None = None) -> Finished:
-    ends = tuple(ChoiceEnd(choice, stop or LengthStop()) for choice in choices)
+    ends = tuple(ChoiceEnd(choice, stop or EogStop(2)) for choice in choices)
     return Finished(ends, Usage(3, 0, 1), Timings(0, 0, 0))
 
 

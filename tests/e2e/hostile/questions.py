@@ -128,7 +128,7 @@ async def announces_itself(attacker: Attacker, n_keys: int, n_addrs: int) -> Raw
 async def reads_no_answers(attacker: Attacker) -> RawStream:
     """More than a window of answers, and no more window."""
     peer = await attacker.connect()
-    peer.is_polite = False
+    peer.gives_window = False
     stream = await peer.open_stream(KAD)
     for _ in range(40):
         await stream.send(encode_message(question(Message.FIND_NODE)) * 100)

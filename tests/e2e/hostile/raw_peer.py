@@ -56,8 +56,9 @@ def header(kind: int, flags: int, stream_id: int, length: int, version: int = 0)
 class RawPeer:
     """One connection. ended: the other side has closed it.
 
-    is_reading: whether anything is taken from the socket; is_polite: whether pings are answered and
-    window is given back. Both may be changed at any time.
+    is_reading: whether anything is taken from the socket; gives_window: whether what was taken
+    is given back as window; is_polite: whether pings and streams are answered. All may be changed
+    at any time.
     """
 
     tcp: trio.SocketStream
@@ -65,6 +66,7 @@ class RawPeer:
     identity: Identity = field(default_factory=throwaway_identity)
     ended: trio.Event = field(default_factory=trio.Event)
     is_reading: bool = True
+    gives_window: bool = True
     is_polite: bool = True
     n_pongs: int = 0
     streams: dict[int, RawStream] = field(default_factory=dict)
@@ -229,11 +231,11 @@ class RawPeer:
             self.n_pongs += 1
         elif kind == GO_AWAY:
             self.ended.set()
-        elif flags & SYN:  # a question of the target's own
+        elif flags & SYN and self.is_polite:  # a question of the target's own
             return header(WINDOW, RST, stream_id, 0)
         elif stream is not None:
             stream.take(body, flags)
-            if body and self.is_polite:
+            if body and self.gives_window and self.is_polite:
                 return header(WINDOW, 0, stream_id, len(body))
         return b""
 

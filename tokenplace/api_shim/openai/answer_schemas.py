@@ -22,12 +22,14 @@ class ClosedObject(BaseModel):
 
 
 class ErrorObject(ClosedObject):
-    """code: for programs. param: the parameter at fault. message: for people."""
+    """code: for programs. param: the parameter at fault. message: for people. request_id: of
+    `tokenplace peer status --requests`."""
 
     message: str
     type: str
     param: str | None
     code: str | None
+    request_id: str = ""
 
 
 class Error(ClosedObject):

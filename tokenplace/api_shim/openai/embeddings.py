@@ -32,9 +32,10 @@ class EmbeddingRequest(Body):
     user: Ignored = None
 
 
-def embed_request(body: EmbeddingRequest) -> EmbedRequest:
-    """What is asked of a model."""
-    return EmbedRequest(body.model, body.input, body.dimensions, wishes=wishes_of(body.provider))
+def embed_request(body: EmbeddingRequest, id_: str = "") -> EmbedRequest:
+    """What is asked of a model. id_: as the journal will have it."""
+    wishes = wishes_of(body.provider)
+    return EmbedRequest(body.model, body.input, body.dimensions, wishes=wishes, id=id_)
 
 
 def embedding_list(body: EmbeddingRequest, embeddings: Embeddings) -> Json:

@@ -12,6 +12,7 @@ from tokenplace.api_shim.answer import OWN_ENGINE
 from tokenplace.api_shim.body import parse_body, read_json
 from tokenplace.api_shim.catalog import ModelCatalog
 from tokenplace.api_shim.envelope import OPEN, Envelope
+from tokenplace.api_shim.history import History
 from tokenplace.api_shim.openai.bodies import ChatCompletionRequest, CompletionRequest
 from tokenplace.api_shim.openai.chat_form import ChatForm
 from tokenplace.api_shim.openai.embeddings import (
@@ -22,11 +23,13 @@ from tokenplace.api_shim.openai.embeddings import (
 from tokenplace.api_shim.openai.objects import model_list, model_object
 from tokenplace.api_shim.openai.text_form import TextForm
 from tokenplace.api_shim.openai.translate import chat_request, completion_requests
+from tokenplace.api_shim.request_id import id_of, journal_id
 from tokenplace.api_shim.responder import Responder
 from tokenplace.api_shim.sse import served_headers
 from tokenplace.api_shim.surroundings import SurroundingsOf
 from tokenplace.generation import TextInput
 from tokenplace.operations import Embeddings, EmbedRequest
+from tokenplace.router.journal import Journal
 
 
 class Completing(Protocol):
@@ -112,14 +115,16 @@ def add_text_route(router: APIRouter, completions: Completing) -> None:
         return await completions.complete_text(await read_json(http), http)
 
 
-def add_embedding_route(router: APIRouter, embedder: Embedder) -> None:
+def add_embedding_route(router: APIRouter, embedder: Embedder, journal: Journal) -> None:
     """POST /embeddings."""
 
     @router.post("/embeddings")
     async def create_embedding(http: Request) -> Response:
         asked = parse_body(EmbeddingRequest, await read_json(http))
-        embeddings = await embedder.embed(embed_request(asked))
-        headers = served_headers(embeddings.donor or OWN_ENGINE, embeddings.served)
+        history = History(journal, journal_id(id_of(http.scope)))
+        embeddings = await embedder.embed(embed_request(asked, history.id))
+        served = served_headers(embeddings.donor or OWN_ENGINE, embeddings.served)
+        headers = {**served, **history.headers(is_over=True)}
         return JSONResponse(embedding_list(asked, embeddings), headers=headers)
 
 

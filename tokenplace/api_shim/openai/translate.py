@@ -21,6 +21,7 @@ from tokenplace.api_shim.openai.bodies import (
 from tokenplace.api_shim.openai.fields import NO_LIMIT, compact_json, is_tool_name, sendable_object
 from tokenplace.api_shim.openai.inputs import Prompt
 from tokenplace.api_shim.openai.messages import Message, Tool
+from tokenplace.api_shim.request_id import journal_id
 from tokenplace.api_shim.surroundings import Surroundings
 from tokenplace.defaults import COMPLETIONS_MAX_TOKENS, MAX_REPEAT_LAST_N
 from tokenplace.generation import (
@@ -40,6 +41,7 @@ from tokenplace.generation import (
     Wishes,
 )
 from tokenplace.generation import Tool as AskedTool
+from tokenplace.router.journal import part_id
 
 _SAMPLING_NAMES: Final = tuple(
     field.name for field in dataclasses.fields(SamplingParams) if field.name != "logit_bias"
@@ -68,8 +70,11 @@ def completion_requests(
     """The requests of a raw completion, one for each prompt."""
     max_tokens = body.max_tokens or COMPLETIONS_MAX_TOKENS
     return tuple(
-        _request(body, _raw_input(prompt), max_tokens, body.logprobs, around)
-        for prompt in body.prompt
+        dataclasses.replace(
+            _request(body, _raw_input(prompt), max_tokens, body.logprobs, around),
+            id=part_id(journal_id(around.id), number),
+        )
+        for number, prompt in enumerate(body.prompt)
     )
 
 
@@ -94,6 +99,7 @@ def _request(
         n=body.n or 1,
         top_logprobs=top_logprobs,
         wishes=wishes_of(body.provider),
+        id=journal_id(around.id),
     )
 
 

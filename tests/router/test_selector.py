@@ -1,0 +1,495 @@
+"""What the selector learns of answers, and whom it then asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.peer.exchange_lab import make_request
+from tokenplace import defaults
+from tokenplace.errors import (
+    DONOR_ERRORS,
+    BadFormat,
+    ConnectFailed,
+    ConnectionLost,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    DonorBusy,
+    DonorFinishing,
+    DonorInternalError,
+    DonorSilent,
+    ModelNotOffered,
+    PeerStopping,
+    RemoteProtocolError,
+    TemplateMismatch,
+    TokenplaceError,
+    Unsupported,
+    WorkerCrashed,
+)
+from tokenplace.generation import (
+    Accepted,
+    ChatInput,
+    ChatMessage,
+    Finished,
+    GenerateRequest,
+    Timings,
+    Tokens,
+    Tool,
+    Usage,
+)
+from tokenplace.operations import CountRequest, EmbedRequest
+from tokenplace.router.breaker import FAULTS_IN_A_ROW
+from tokenplace.router.demand import demand_of
+from tokenplace.router.memory import PATH_ERRORS, STATEMENT_ERRORS, Notes
+from tokenplace.router.policy import Candidate, Choice, Standing
+from tokenplace.router.selector import Facts, Selector
+from tokenplace.router.why import Rule
+
+ARTIFACT = "a" * 64
+FINISHED = Finished((), Usage(1, 0, 1), Timings(0, 0, 0))
+DONORS = ("alice", "bob", "carol", "dave")
+
+
+def candidate(donor: str, **changes: Any) -> Candidate:
+    known = Candidate(donor, ARTIFACT, "", 0, 0, 100.0, 20.0, 0.02, True, load_age_s=1.0)
+    return replace(known, **changes)
+
+
+def accepted(n_cached: int = 0, position: int = 0) -> Accepted:
+    return Accepted(b"", 300, n_cached, 4096, 512, "", 0, position)
+
+
+def tokens(n: int = 1, choice: int = 0) -> Tokens:
+    return Tokens(choice, 0, (1,) * n, (b"x",) * n)
+
+
+@dataclass
+class World:
+    """A selector, its donors, and the time."""
+
+    donors: Sequence[Candidate] = tuple(map(candidate, DONORS))
+    now: float = 1000.0
+    doubted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.selector = Selector(Random(1), lambda c, _: self.doubted.append(c.donor))
+        self.memory = self.selector.memory
+
+    def choose(
+        self, facts: Facts | None = None, tried: Iterable[str] = (), *, is_first: bool = True
+    ) -> Choice:
+        choice = self.selector.choose(
+            self.donors, facts or Facts(), frozenset(tried), self.now, is_first=is_first
+        )
+        assert choice is not None
+        return choice
+
+    def ask(self, donor: str, facts: Facts | None = None) -> Notes:
+        known = next(each for each in self.donors if each.donor == donor)
+        return self.selector.ask(known, facts or Facts(), self.now)
+
+    def answer(self, donor: str, facts: Facts | None = None, *, tps: float = 20.0) -> None:
+        """One that goes well: the first token after a second, then ten."""
+        notes = self.ask(donor, facts)
+        notes.note(accepted(), self.now)
+        self.now += 1
+        notes.note(tokens(), self.now)
+        self.now += 10 / tps
+        notes.note(tokens(10), self.now)
+        notes.note(FINISHED, self.now)
+
+    def fail(self, donor: str, error: TokenplaceError, times: int = 1) -> None:
+        for _ in range(times):
+            self.ask(donor).failed(error, self.now)
+
+    def standing(self, donor: str) -> Standing:
+        return self.memory.standing(donor, self.now)[0]
+
+
+def measured(*donors: str) -> World:
+    world = World()
+    for donor in donors or DONORS:
+        world.answer(donor)
+    return world
+
+
+# ---------------------------------------------------------------- who is at fault
+
+FAULTS = (WorkerCrashed, DonorInternalError, RemoteProtocolError, BadFormat, DeadlineExceeded)
+
+
+@pytest.mark.parametrize("error", [*FAULTS, ModelNotOffered, TemplateMismatch])
+def test_bad_answers_open_the_breaker(error: type[TokenplaceError]) -> None:
+    world = measured()
+    world.fail("alice", error(), FAULTS_IN_A_ROW)
+    assert world.standing("alice") is Standing.RESTING
+    assert {world.choose().candidate.donor for _ in range(50)} == {"bob", "carol", "dave"}
+
+
+@pytest.mark.parametrize(
+    "error", [DonorBusy, DonorFinishing, Unsupported, ContextLengthExceeded, PeerStopping]
+)
+def test_what_is_not_the_donors_fault_does_not(error: type[TokenplaceError]) -> None:
+    world = World()
+    world.fail("alice", error(), 20)
+    assert world.standing("alice") in (Standing.READY, Standing.COOLING)
+    world.now += 100
+    assert world.standing("alice") is Standing.READY
+
+
+@pytest.mark.parametrize("error", sorted({*DONOR_ERRORS.values(), *PATH_ERRORS}, key=str))
+def test_only_who_may_be_gone_has_to_prove_that_it_lives(error: type[TokenplaceError]) -> None:
+    world = World()
+    world.fail("alice", error())
+    world.answer("bob")
+    is_doubted = issubclass(error, PATH_ERRORS + STATEMENT_ERRORS)
+    assert world.doubted == (["alice"] if is_doubted else [])
+
+
+def test_who_fell_silent_and_was_given_up_is_a_path_that_broke() -> None:
+    world = World()
+    notes = world.ask("alice")
+    notes.note(accepted(), world.now)
+    world.now += 60
+    notes.failed(DeadlineExceeded(), world.now)
+    assert world.standing("alice") is Standing.SUSPECT
+    world.answer("bob")
+    assert world.doubted == ["alice"]
+
+
+# ---------------------------------------------------------------- paths and the own network
+
+
+def test_a_broken_path_makes_suspect_at_once_and_counts_once_somebody_is_heard() -> None:
+    world = measured("alice")
+    for _ in range(FAULTS_IN_A_ROW):
+        world.fail("alice", ConnectionLost())
+        assert world.standing("alice") is Standing.SUSPECT
+        assert world.choose().candidate.donor != "alice"
+        world.now += 10
+        world.answer("bob")
+    assert world.standing("alice") is Standing.RESTING
+
+
+def test_requests_that_share_a_connection_fail_together_and_that_is_one_fault() -> None:
+    world = measured("alice")
+    asked = [world.ask("alice") for _ in range(10)]
+    for notes in asked:
+        notes.failed(ConnectionLost(), world.now)
+        world.answer("bob")
+        world.now -= 1.4
+    world.now += 60
+    assert world.standing("alice") is Standing.READY
+
+
+def test_the_own_network_away_opens_nothing_and_cools_nothing() -> None:
+    world = measured()
+    asked = [world.ask(donor) for donor in DONORS for _ in range(5)]
+    for number, notes in enumerate(asked):
+        world.now += 0.01
+        notes.failed(DonorSilent(), world.now)
+        assert world.selector.is_own_outage(world.now) == (number >= 5)
+    for _ in range(20):
+        donor = world.choose().candidate.donor
+        world.now += 5
+        world.fail(donor, ConnectFailed())
+    assert world.selector.is_own_outage(world.now)
+    late = world.ask("alice")
+    world.now += 1
+    world.answer("bob")
+    late.failed(DonorSilent(), world.now + 9)
+    world.answer("bob")
+    world.now += 20
+    assert not world.selector.is_own_outage(world.now)
+    assert not world.doubted
+    assert {world.standing(donor) for donor in DONORS} == {Standing.READY}
+
+
+def test_the_own_engine_says_nothing_of_the_network() -> None:
+    world = World(donors=[candidate(""), *map(candidate, DONORS)])
+    world.fail("alice", ConnectionLost())
+    world.answer("")
+    assert not world.doubted
+
+
+# ---------------------------------------------------------------- cool-downs
+
+
+def test_a_full_donor_is_left_alone_for_about_as_long_as_it_says() -> None:
+    rests = set()
+    for seed in range(20):
+        world = World()
+        world.memory._dice.seed(seed)
+        world.fail("alice", DonorBusy(retry_after_s=20.0))
+        assert world.choose().candidate.donor != "alice"
+        standing, rest_s = world.memory.standing("alice", world.now)
+        assert standing is Standing.COOLING
+        assert 10 <= rest_s <= 30
+        rests.add(rest_s)
+    assert len(rests) == 20
+
+
+@pytest.mark.parametrize("told_s", [None, 0.0, 1e-9, 3600.0])
+def test_a_cool_down_is_bounded_whatever_is_told(told_s: float | None) -> None:
+    world = World()
+    world.fail("alice", DonorBusy(retry_after_s=told_s))
+    _, rest_s = world.memory.standing("alice", world.now)
+    assert defaults.MIN_COOL_DOWN_S / 2 <= rest_s <= defaults.MAX_COOL_DOWN_S * 1.5
+
+
+def test_when_all_are_full_the_one_is_asked_that_is_free_first() -> None:
+    world = World()
+    for donor in DONORS:
+        world.fail(donor, DonorBusy(retry_after_s=4.0 if donor == "carol" else 60.0))
+    assert world.choose().why.rule is Rule.LEAST_BAD
+    assert world.choose().candidate.donor == "carol"
+
+
+# ---------------------------------------------------------------- newcomers
+
+
+def test_newcomers_get_a_fixed_share_of_the_requests_that_may_go_to_them() -> None:
+    world = measured("alice", "bob")
+    rules = Counter(world.choose().why.rule for _ in range(1000))
+    assert 0.04 <= rules[Rule.NEWCOMER] / 1000 <= defaults.NEWCOMERS_SHARE
+    rules = Counter(world.choose(is_first=False).why.rule for _ in range(200))
+    rules += Counter(world.choose(Facts(has_chances=False)).why.rule for _ in range(200))
+    assert not rules[Rule.NEWCOMER]
+
+
+def test_after_a_quiet_time_no_burst_goes_to_newcomers() -> None:
+    world = measured("alice")
+    for _ in range(500):
+        world.selector.choose([], Facts(), frozenset(), world.now)
+    rules = [world.choose().why.rule for _ in range(19)]
+    assert rules.count(Rule.NEWCOMER) <= defaults.MAX_EXPLORATIONS
+
+
+def test_who_has_answered_once_is_no_newcomer() -> None:
+    world = measured("alice", "bob")
+    world.answer("carol")
+    newcomers = {
+        c.candidate.donor for _ in range(500) if (c := world.choose()).why.rule is (Rule.NEWCOMER)
+    }
+    assert newcomers == {"dave"}
+
+
+# ---------------------------------------------------------------- estimates
+
+
+def test_a_liar_is_asked_less_than_its_share_even_if_it_is_no_worse() -> None:
+    world = World(
+        donors=[*map(candidate, DONORS), candidate("liar", decode_tps=2000.0, prefill_tps=1e5)]
+    )
+    for donor in (*DONORS, "liar"):
+        for _ in range(10):
+            world.answer(donor)
+    asked = Counter(world.choose().candidate.donor for _ in range(1000))
+    assert asked["liar"] < 100
+    assert all(asked[donor] > 150 for donor in DONORS)
+
+
+def test_own_requests_under_way_count_before_load_figures_show_them() -> None:
+    world = measured()
+    asked = Counter[str]()
+    for _ in range(8):
+        choice = world.choose(Facts(has_chances=False))
+        asked[choice.candidate.donor] += 1
+        world.ask(choice.candidate.donor)
+    assert max(asked.values()) <= 4
+
+
+def test_a_donor_that_works_on_several_at_once_has_so_many_seats() -> None:
+    world = measured()
+    running = [world.ask("alice") for _ in range(4)]
+    assert world.memory.n_seats("alice") == 1
+    for notes in running:
+        notes.note(tokens(), world.now)
+    assert world.memory.n_seats("alice") == 4
+    world.ask("alice").note(accepted(position=1), world.now)
+    assert world.memory.n_seats("alice") == 4
+    for notes in running[1:]:
+        notes.left(world.now)
+    world.ask("alice").note(accepted(position=1), world.now)
+    assert world.memory.n_seats("alice") == 1, "somebody else sits there now"
+
+
+def test_a_slow_app_does_not_make_its_donor_look_slow() -> None:
+    world = measured()
+
+    def expected() -> float:
+        typical = world.memory.experience.typical(ARTIFACT)
+        return world.memory.experience.token_s("alice", ARTIFACT, 0.05, typical, world.now)
+
+    before = expected()
+    notes = world.ask("alice")
+    notes.note(tokens(), world.now)
+    for _ in range(20):
+        world.now += 10
+        notes.note(tokens(), world.now, read_from=world.now)
+    notes.note(FINISHED, world.now, read_from=world.now)
+    assert expected() == pytest.approx(before, rel=0.1)
+
+
+def test_who_lets_a_hedge_win_is_expected_later() -> None:
+    world = measured()
+    facts = Facts(300)
+    before = world.choose(facts, tried=DONORS[1:]).why.expected_first_token_s
+    notes = world.ask("alice", facts)
+    world.now += 30
+    notes.left(world.now)
+    assert world.choose(facts, tried=DONORS[1:]).why.expected_first_token_s > before * 1.2
+
+
+def test_short_answers_go_to_who_begins_first_long_ones_to_who_writes_fast() -> None:
+    world = World(
+        donors=[
+            candidate("reads", prefill_tps=1000.0, decode_tps=10.0),
+            candidate("writes", prefill_tps=50.0, decode_tps=100.0),
+        ]
+    )
+    assert world.choose(Facts(400, 5)).candidate.donor == "reads"
+    assert world.choose(Facts(400, 200)).candidate.donor == "writes"
+
+
+# ---------------------------------------------------------------- affinity
+
+
+def chat(*texts: str, max_tokens: int | None = None) -> GenerateRequest:
+    messages = tuple(ChatMessage("user", text) for text in texts)
+    return replace(make_request(), input=ChatInput(messages), max_tokens=max_tokens)
+
+
+def test_a_conversation_goes_back_to_who_holds_it_unless_that_one_is_loaded() -> None:
+    world = measured()
+    world.donors = [candidate(donor, prefill_tps=200.0) for donor in DONORS]
+    first, then = chat("one " * 2000), chat("one " * 2000, "two")
+    world.answer("carol", world.selector.facts_of(first, demand_of(first)))
+    facts = world.selector.facts_of(then, demand_of(then))
+    for _ in range(10):
+        choice = world.choose(replace(facts, has_chances=False))
+        assert (choice.candidate.donor, choice.why.rule) == ("carol", Rule.AFFINITY)
+    world.donors = [replace(c, queue=4 * (c.donor == "carol")) for c in world.donors]
+    chosen = {world.choose(replace(facts, has_chances=False)).why.rule for _ in range(10)}
+    assert chosen == {Rule.BETTER_OF_TWO}
+
+
+def test_who_says_that_it_holds_nothing_is_believed() -> None:
+    world = measured()
+    request = chat("one " * 2000)
+    facts = world.selector.facts_of(request, demand_of(request))
+    world.answer("carol", facts)
+    world.ask("carol", facts).note(accepted(n_cached=0), world.now)
+    assert world.choose(replace(facts, has_chances=False)).why.rule is Rule.BETTER_OF_TWO
+
+
+# ---------------------------------------------------------------- facts
+
+
+def test_facts_of_requests() -> None:
+    selector = World().selector
+
+    def facts(request: GenerateRequest) -> Facts:
+        return selector.facts_of(request, demand_of(request))
+
+    assert facts(chat("four" * 100)).n_prompt == 100
+    assert facts(chat("x", max_tokens=7)).n_answer == 7
+    assert facts(chat("x", max_tokens=9999)).n_answer == facts(chat("x")).n_answer
+    assert facts(chat("x")).has_chances
+    with_tools = replace(
+        chat("x"), input=ChatInput((ChatMessage("user", "x"),), (Tool("clock", "", "{}"),))
+    )
+    assert not facts(with_tools).has_chances
+    embed = EmbedRequest("tiny", ("four" * 10, (1, 2, 3)))
+    assert selector.facts_of(embed, demand_of(embed)).n_prompt == 13
+    count = CountRequest("tiny", chat("four" * 10).input, "2026-11-22")
+    assert selector.facts_of(count, demand_of(count)).n_prompt == 10
+
+
+# ---------------------------------------------------------------- anything at all
+
+
+class SelectorMachine(RuleBasedStateMachine):
+    """Requests that are asked, and end in any order and way."""
+
+    @initialize(seed=st.integers())
+    def start(self, seed: int) -> None:
+        self.selector = Selector(Random(seed), lambda candidate, error: None)
+        self.now = 0.0
+        self.asked: list[Notes] = []
+
+    @rule(seconds=st.floats(0, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(
+        donors=st.sets(st.sampled_from(DONORS)),
+        tried=st.frozensets(st.sampled_from(DONORS)),
+        is_first=st.booleans(),
+    )
+    def ask(self, donors: set[str], tried: frozenset[str], is_first: bool) -> None:
+        facts = Facts()
+        choice = self.selector.choose(
+            [candidate(donor) for donor in sorted(donors)],
+            facts,
+            tried,
+            self.now,
+            is_first=is_first,
+        )
+        assert (choice is None) == (not donors - tried)
+        if choice is not None:
+            assert choice.candidate.donor in donors - tried
+            self.asked.append(self.selector.ask(choice.candidate, facts, self.now))
+
+    @precondition(lambda self: self.asked)
+    @rule(
+        what=st.sampled_from(
+            [accepted(), accepted(position=2), tokens(), FINISHED, "left", "late"]
+            + [error() for error in (*FAULTS, *PATH_ERRORS, *STATEMENT_ERRORS, DonorBusy)]
+        ),
+        data=st.data(),
+    )
+    def comes(self, what: object, data: st.DataObject) -> None:
+        notes = data.draw(st.sampled_from(self.asked))
+        match what:
+            case TokenplaceError():
+                notes.failed(what, self.now)
+            case Accepted() | Tokens() | Finished():
+                notes.note(what, self.now)
+            case _:
+                notes.left(self.now)
+        if notes.is_over:
+            self.asked.remove(notes)
+
+    @invariant()
+    def whoever_is_asked_is_counted_and_at_most_one_is_a_trial(self) -> None:
+        for donor in DONORS:
+            asked = [notes for notes in self.asked if notes.candidate.donor == donor]
+            assert self.selector.memory.n_asked(donor) == len(asked)
+            assert sum(notes.is_trial for notes in asked) <= 1
+            assert 1 <= self.selector.memory.n_seats(donor) <= defaults.MAX_SEATS_SEEN
+            assert self.selector.memory.standing(donor, self.now)[1] >= 0
+        assert len(self.selector.memory) <= len(DONORS)
+
+
+SelectorMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestSelector = SelectorMachine.TestCase
+
+
+def test_memory_is_bounded_and_never_forgets_who_is_asked_now() -> None:
+    world = World()
+    running = world.ask("alice")
+    for number in range(defaults.MAX_DONORS_MEASURED + 50):
+        world.donors = [candidate(f"donor-{number}")]
+        world.answer(f"donor-{number}")
+    assert len(world.memory) <= defaults.MAX_DONORS_MEASURED
+    assert world.memory.n_asked("alice") == 1
+    running.left(world.now)

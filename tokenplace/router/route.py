@@ -1,0 +1,42 @@
+"""A way to get an answer, and where such ways come from. Start at `Route`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from tokenplace.errors import TokenplaceError
+from tokenplace.operations import Answerer
+from tokenplace.router.demand import Demand
+from tokenplace.router.policy import Candidate
+
+RETRY_AFTER_S: Final = 5.0  # a new donor is found by the background search within seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A candidate, and how to get what reaches it if it is chosen. may_answer: may it still, by
+    what the user says now?
+    """
+
+    candidate: Candidate
+    open: Callable[[], Answerer]
+    may_answer: Callable[[Demand], bool] = lambda _: True
+
+
+class Routes(Protocol):
+    """Where the routes for a model come from: own engines and the network's donors."""
+
+    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+        """All routes known for a model name as an app sent it that meet a request's demand; waits
+        for a search only when there are none.
+
+        Raises `ModelNotFound`, `NoDonorForModel`, `SearchIncomplete`, and what `demand.screen`
+        raises.
+        """
+
+    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
+        """A donor may be gone, or not offer any more what it said: whoever keeps the donors has it
+        prove that. Not called for what `breaker` keeps count of, answers that were bad.
+        """

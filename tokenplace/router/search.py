@@ -1,0 +1,137 @@
+"""How far the search for somebody who answers one request is: whom it has asked, what went wrong,
+whether it may go on. Start at `Search`. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenplace import defaults
+from tokenplace.errors import (
+    ConnectionLost,
+    DonorBusy,
+    NoDonorForModel,
+    TokenplaceError,
+    WorkerCrashed,
+)
+from tokenplace.router.demand import Demand
+from tokenplace.router.route import RETRY_AFTER_S, Route
+from tokenplace.router.selector import Facts
+from tokenplace.router.why import Rule, Why
+
+
+@dataclass
+class Search:
+    """How far the search for somebody who answers one request is.
+
+    unanswered_since: when the app asked, or the attempt ended that delivered something last.
+    number: of the last attempt, 0 for the first. last: who was asked last, of a race who won it.
+    again: whose path broke while he answered; asked_again: who had that chance. error: what says
+    most of why it is not answered. cut: of the last one that had delivered something. n_fruitless:
+    attempts in a row that did not get on. is_hedged: there was a second donor at the same time.
+    look_at: not before then it is looked for others again. request: its id. why: the one asked last
+    was chosen. facts: what the choice is made by.
+    """
+
+    model: str
+    demand: Demand
+    unanswered_since: float
+    number: int = -1
+    tried: set[str] = field(default_factory=set)
+    last: Route | None = None
+    again: Route | None = None
+    asked_again: set[str] = field(default_factory=set)
+    error: TokenplaceError | None = None
+    cut: TokenplaceError | None = None
+    n_fruitless: int = 0
+    n_crashes: int = 0
+    is_hedged: bool = False
+    look_at: float = 0.0
+    request: str = ""
+    why: Why | None = None
+    facts: Facts = field(default_factory=Facts)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Has there been enough trying?"""
+        return (
+            self.n_fruitless >= defaults.MAX_ATTEMPTS
+            or self.number + 1 >= defaults.MAX_ATTEMPTS_IN_ALL
+        )
+
+    @property
+    def may_go_on(self) -> bool:
+        """May another attempt do better? Not with what would repeat, nor with a request that has
+        crashed two workers already."""
+        return self.error is None or (self.error.retry_elsewhere and self.n_crashes < 2)
+
+    @property
+    def ends_at(self) -> float:
+        """When the app is told that nobody answers."""
+        return self.unanswered_since + defaults.MAX_UNANSWERED_S
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Would a failure without a token be the last?"""
+        return (
+            self.n_fruitless + 1 >= defaults.MAX_ATTEMPTS
+            or self.number + 1 >= defaults.MAX_ATTEMPTS_IN_ALL
+        )
+
+    def note_asked(self, route: Route) -> None:
+        """This one is asked now."""
+        self.number += 1
+        self.last = route
+        self.tried.add(route.candidate.donor)
+
+    def note_begun(self, route: Route) -> None:
+        """The answer's tokens are this one's, from now on."""
+        self.last = route
+
+    def note_left(self, route: Route) -> None:
+        """This one was left for another, and may be asked again."""
+        self.tried.discard(route.candidate.donor)
+
+    def note_failure(self, route: Route, error: TokenplaceError, n_tokens: int, now: float) -> None:
+        """This one has failed, after so many new tokens."""
+        if self.error is None or self.error.retry_elsewhere:
+            self.error = error
+        self.n_fruitless = 0 if n_tokens >= defaults.PROGRESS_TOKENS else self.n_fruitless + 1
+        self.n_crashes += isinstance(error, WorkerCrashed)
+        if n_tokens:
+            self.cut = error
+            self.unanswered_since = now
+        donor = route.candidate.donor
+        # Only its path may have broken, and it keeps what it has computed.
+        is_broken_path = isinstance(error, ConnectionLost) and n_tokens > 0
+        self.again = route if is_broken_path and donor not in self.asked_again else None
+
+    def take_again(self) -> Route | None:
+        """Whom to ask once more, if anybody: the user may not trust him any more."""
+        route, self.again = self.again, None
+        if route is None or not route.may_answer(self.demand):
+            return None
+        self.asked_again.add(route.candidate.donor)
+        self.why = Why(Rule.SAME_PATH)
+        return route
+
+    def why_nobody(self, is_committed: bool) -> TokenplaceError:
+        """What to tell the app when there is nobody left to ask. is_committed: it has a part of the
+        answer, so what cut that says more than why nobody went on."""
+        if is_committed and self.cut is not None:
+            return self.cut
+        return _nobody_left(self.error, len(self.tried))
+
+
+def _nobody_left(error: TokenplaceError | None, n_tried: int) -> TokenplaceError:
+    """What to tell the app when every donor that could be asked has failed before its first
+    token."""
+    if error is None:
+        return NoDonorForModel(retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, DonorBusy):
+        return DonorBusy(
+            f"All {n_tried} donors asked are busy.",
+            retry_after_s=error.retry_after_s or RETRY_AFTER_S,
+        )
+    error.retry_after_s = error.retry_after_s or RETRY_AFTER_S
+    return error

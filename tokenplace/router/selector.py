@@ -1,0 +1,193 @@
+"""Whom the router asks next. Start at `Selector.choose`.
+
+Pure: `now` (trio's clock) and the dice are arguments. Makes of each candidate a `Contender`, by
+what `memory` knows of it, for `policy`, which decides.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from tokenplace import defaults
+from tokenplace.errors import TokenplaceError
+from tokenplace.generation import GenerateRequest
+from tokenplace.operations import EmbedRequest, Request
+from tokenplace.router import policy
+from tokenplace.router.affinity import BYTES_PER_TOKEN, KEY_BYTES, Prefix, n_prompt_of
+from tokenplace.router.demand import Demand
+from tokenplace.router.experience import Typical, plain_first_token_s
+from tokenplace.router.memory import Memory, Notes
+from tokenplace.router.policy import Candidate, Choice, Contender
+from tokenplace.router.why import Rule
+
+# A queue's figures fade into what is usual now, the sooner the shorter it is: by the time that they
+# are so old, a short one is another one. If all requesters took them for true, they would leave a
+# donor at once and come back at once. Set by simulation (docs/design.md).
+FADE: Final = 2.0
+
+
+# Times that an advertised speed may be more than the measured one: a full batch, a slow line.
+BOAST: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a request is to whoever chooses a donor.
+
+    n_prompt, n_answer: tokens, estimated. order: donors wished first. has_chances: may it be risked
+    with somebody unproven? prefixes: the beginnings of its prompt.
+    """
+
+    n_prompt: int = policy.EXPECTED_PROMPT_TOKENS
+    n_answer: int = policy.EXPECTED_ANSWER_TOKENS
+    order: tuple[str, ...] = ()
+    has_chances: bool = True
+    prefixes: tuple[Prefix, ...] = ()
+
+
+class Selector:
+    """Chooses donors by what is known of them."""
+
+    def __init__(
+        self, dice: Random, in_doubt: Callable[[Candidate, TokenplaceError], None]
+    ) -> None:
+        """in_doubt: see `Memory`."""
+        self.memory = Memory(dice, secrets.token_bytes(KEY_BYTES), in_doubt)
+        self._dice = dice
+        # Requests that may go to somebody unproven: a fixed share of all, saved up for a few.
+        self._explorations = 0.0
+
+    def facts_of(self, request: Request, demand: Demand) -> Facts:
+        """What is to be known of a request."""
+        order = demand.wishes.order
+        match request:
+            case GenerateRequest():
+                prefixes = self.memory.affinity.prefixes_of(request)
+                n_answer = policy.EXPECTED_ANSWER_TOKENS
+                if request.max_tokens is not None:
+                    n_answer = min(request.max_tokens, n_answer)
+                n_prompt = n_prompt_of(request.input)
+                return Facts(n_prompt, n_answer, order, not demand.has_tools, prefixes)
+            case EmbedRequest():
+                return Facts(sum(map(_n_tokens, request.inputs)), 0, order)
+            case _:
+                return Facts(n_prompt_of(request.input), 0, order)
+
+    def choose(
+        self,
+        candidates: Sequence[Candidate],
+        facts: Facts,
+        tried: frozenset[str],
+        now: float,
+        *,
+        is_first: bool = True,
+    ) -> Choice | None:
+        """Whom to ask of those that were not tried yet; None only when nobody is left. is_first:
+        was nobody asked yet, so that there are chances left if this one fails?
+        """
+        has_chances = facts.has_chances and is_first
+        if has_chances:
+            saved = self._explorations + defaults.NEWCOMERS_SHARE
+            self._explorations = min(saved, defaults.MAX_EXPLORATIONS)
+        choice = policy.choose(
+            self._contenders(candidates, facts, tried, now),
+            self._dice,
+            order=facts.order,
+            may_explore=has_chances and self._explorations >= 1,
+            may_try=has_chances,
+        )
+        if choice is not None and choice.why.rule is Rule.NEWCOMER:
+            self._explorations -= 1
+        return choice
+
+    def hedge(
+        self, candidates: Sequence[Candidate], facts: Facts, tried: frozenset[str], now: float
+    ) -> Choice | None:
+        """Whom to ask beside somebody who lets the request wait; None unless one is idle."""
+        return policy.hedge(self._contenders(candidates, facts, tried, now))
+
+    def is_own_outage(self, now: float) -> bool:
+        """Is this machine's own network away, as far as can be told?"""
+        return self.memory.is_own_outage(now)
+
+    def ask(self, candidate: Candidate, facts: Facts, now: float, *, wait_s: float = 0.0) -> Notes:
+        """It is asked from now on; tell the `Notes` what comes of it. wait_s: as in `Why`."""
+        return self.memory.ask(
+            candidate,
+            now,
+            n_prompt=facts.n_prompt,
+            prefixes=facts.prefixes,
+            wait_s=wait_s,
+        )
+
+    def _contenders(
+        self, candidates: Sequence[Candidate], facts: Facts, tried: frozenset[str], now: float
+    ) -> list[Contender]:
+        left = [c for c in candidates if c.donor not in tried]
+        typical = {a: self.memory.experience.typical(a) for a in {c.artifact for c in left}}
+        told = [c.queue for c in left if c.load_age_s is not None]
+        mean_queue = sum(told) / len(told) if told else 0.0
+        return [self._contender(c, facts, typical[c.artifact], mean_queue, now) for c in left]
+
+    def _contender(
+        self, candidate: Candidate, facts: Facts, typical: Typical, mean_queue: float, now: float
+    ) -> Contender:
+        memory, experience = self.memory, self.memory.experience
+        donor, artifact = candidate.donor, candidate.artifact
+        token_s = experience.token_s(donor, artifact, candidate.promised_token_s, typical, now)
+        rtt_s = candidate.rtt_s or 0.0
+        promised_s = rtt_s + facts.n_prompt * candidate.promised_prefill_s
+        first_s = experience.first_token_s(
+            donor, artifact, promised_s, facts.n_prompt, typical, now
+        )
+        n_held = memory.affinity.n_held(facts.prefixes, donor, artifact, now)
+        # What a donor holds saves reading it, not the way there and back.
+        n_left = max(facts.n_prompt - n_held, 0)
+        per_unit_s = first_s / plain_first_token_s(facts.n_prompt)
+        saved_s = first_s - per_unit_s * plain_first_token_s(n_left)
+        answer_s = policy.EXPECTED_ANSWER_TOKENS * token_s
+        wait_s = self._ahead(candidate, mean_queue, answer_s, now) * answer_s
+        standing, ready_in_s = memory.standing(donor, now)
+        is_newcomer = not candidate.is_own and not experience.knows(donor, artifact)
+        # Each failure costs the way to another donor, and what it had computed. Whoever does not
+        # keep one promise may not keep the others, of its queue say, which nobody can measure.
+        factor = 1 / (1 - memory.faults(donor))
+        if not is_newcomer and token_s * candidate.decode_tps > BOAST:
+            factor *= policy.NEAR_EQUAL_FACTOR
+        first_token_s = (wait_s + first_s - saved_s) * factor
+        return Contender(
+            candidate,
+            first_token_s=first_token_s,
+            total_s=first_token_s + facts.n_answer * token_s * factor,
+            wait_s=wait_s,
+            saved_s=saved_s,
+            is_free=not candidate.queue and memory.n_asked(donor) < memory.n_seats(donor),
+            standing=standing,
+            ready_in_s=ready_in_s,
+            is_newcomer=is_newcomer,
+        )
+
+    def _ahead(self, candidate: Candidate, mean_queue: float, answer_s: float, now: float) -> float:
+        """Requests that have to end before this one begins, as far as can be told."""
+        memory, donor = self.memory, candidate.donor
+        n_seats = memory.n_seats(donor)
+        if candidate.is_own:
+            return candidate.queue / n_seats
+        age_s = math.inf if candidate.load_age_s is None else candidate.load_age_s
+        turnover_s = (candidate.queue + 1) * answer_s / n_seats
+        faith = turnover_s / (turnover_s + FADE * age_s)
+        ahead = mean_queue + (candidate.queue - mean_queue) * faith
+        if candidate.queue:
+            ahead += memory.n_asked(donor, since=now - age_s)
+        # This requester's own, which figures may not show yet.
+        ahead = max(ahead, memory.n_asked(donor) + 1 - n_seats, 0)
+        return ahead / n_seats
+
+
+def _n_tokens(text: str | tuple[int, ...]) -> int:
+    return len(text.encode()) // BYTES_PER_TOKEN if isinstance(text, str) else len(text)
