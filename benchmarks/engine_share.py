@@ -27,7 +27,8 @@ from tokenplace.engine.blackbox import BlackBox
 from tokenplace.engine.confine import ParentGone, ParentPipe
 from tokenplace.engine.engine import to_submit
 from tokenplace.engine.frames import encode_frame
-from tokenplace.engine.llama import LlamaContext, LlamaModel
+from tokenplace.engine.llama import LlamaContext
+from tokenplace.engine.llama_model import LlamaModel
 from tokenplace.engine.messages import Load, to_value
 from tokenplace.engine.prompt import Prompt
 from tokenplace.engine.runner import Runner

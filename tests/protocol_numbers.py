@@ -8,7 +8,16 @@ from tokenplace import defaults
 from tokenplace.generation import SamplingParams
 from tokenplace.models.syntax import MAX_NAME_CHARS
 from tokenplace.peer import gen1_input, reach_wire
-from tokenplace.router import hedging, policy
+from tokenplace.router import (
+    affinity,
+    breaker,
+    experience,
+    hedging,
+    jitter,
+    memory,
+    policy,
+    selector,
+)
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -372,24 +381,58 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
     ),
     # 11. Choosing a donor
     (
-        "A + # ÷ prefill speed + round trip; to the end = that + A, with A = # ÷ decode",
-        (policy.EXPECTED_PROMPT_TOKENS, policy.EXPECTED_ANSWER_TOKENS),
+        "as a token for every # bytes, the answer as # tokens",
+        (affinity.BYTES_PER_TOKEN, policy.EXPECTED_ANSWER_TOKENS),
     ),
-    ("from a `live` that came from itself within # s", (defaults.LIVE_LIFETIME_S,)),
     (
-        "counts as # (prefill) and # (decode) tokens/s; more than # and # is not believed",
+        "from a `live` that came from itself within # s, counts as # samples",
+        (defaults.LIVE_LIFETIME_S, experience.PRIOR_SAMPLES),
+    ),
+    (
+        "of which at most # count, by half every # s",
+        (experience.MAX_SAMPLES, experience.HALF_LIFE_S),
+    ),
+    (
+        "or else up to # (prefill) and # (decode) tokens/s; an unknown speed counts as # and #.",
         (
-            policy.UNKNOWN_PREFILL_TPS,
-            policy.UNKNOWN_DECODE_TPS,
             policy.MAX_CREDIBLE_PREFILL_TPS,
             policy.MAX_CREDIBLE_DECODE_TPS,
+            policy.UNKNOWN_PREFILL_TPS,
+            policy.UNKNOWN_DECODE_TPS,
         ),
     ),
-    ("whose time to the end is within #", (policy.NEAR_EQUAL_FACTOR,)),
+    ("places there, each for # ÷ decode speed", (policy.EXPECTED_ANSWER_TOKENS,)),
+    ("an advertised speed over #", (selector.BOAST,)),
+    ("the measured one makes it slower by #.", (policy.NEAR_EQUAL_FACTOR,)),
+    ("its first token is expected within #", (policy.OWN_FACTOR,)),
+    ("# % of the requests that can still go elsewhere", (100 * defaults.NEWCOMERS_SHARE,)),
+    ("from its own requests of the last # s", (defaults.PREFIX_HELD_S,)),
+    ("its time to the end is within #", (policy.NEAR_EQUAL_FACTOR,)),
+    ("(the best time to the end ÷ its own) ^ #", (policy.DRAW_SHARPNESS,)),
     (
         "whose first token comes within # s and whose decode speed is at least # tokens/s",
         (policy.GOOD_FIRST_TOKEN_S, policy.GOOD_DECODE_TPS),
     ),
+    (
+        "by the odds of their times ^ #, and if anybody waits at either of them, ^ #.",
+        (policy.IDLE_SHARPNESS, policy.QUEUE_SHARPNESS),
+    ),
+    (
+        "# bad answers in a row, or # of the last #, or the first",
+        (breaker.FAULTS_IN_A_ROW, breaker.FAULTS_OF_REMEMBERED, breaker.REMEMBERED),
+    ),
+    (
+        "rests for # s, twice as long each time, at most # s",
+        (defaults.BREAKER_REST_S, defaults.BREAKER_MAX_REST_S),
+    ),
+    (
+        "as long as it says, from # s to # s, after `finishing` for # s",
+        (defaults.MIN_COOL_DOWN_S, defaults.MAX_COOL_DOWN_S, defaults.LIVE_LIFETIME_S),
+    ),
+    ("given up after # s without a byte", (memory.SILENT_S,)),
+    ("the donor is asked last, for # s", (defaults.SUSPECT_S,)),
+    ("breaks before that and within # s", (defaults.BLAME_WITHIN_S,)),
+    ("are drawn within ± # %", (100 * jitter.JITTER,)),
     (
         "after # attempts in a row with fewer than # new tokens each, after # attempts",
         (defaults.MAX_ATTEMPTS, defaults.PROGRESS_TOKENS, defaults.MAX_ATTEMPTS_IN_ALL),

@@ -55,8 +55,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 FIRST_TOKEN_ETA_FACTOR: Final = 3.0
 FIRST_TOKEN_GRACE_S: Final = 5.0
 PROGRESS_TIMEOUT_S: Final = 10.0
-# A donor whose heartbeats show no movement is stuck, or pretends: a step of a prompt takes 0.2 s. In
-# a queue, also one for a worker that starts anew, nothing may move for as long as RESUME_WAIT_S.
+# A donor whose heartbeats show no movement is stuck, or pretends: a step of a prompt takes 0.7 s at
+# most. In a queue, also one for a new worker, nothing may move for as long as RESUME_WAIT_S.
 STILL_TIMEOUT_S: Final = 20.0
 QUEUE_STILL_TIMEOUT_S: Final = 60.0
 MAX_REQUEUES: Final = 4  # that renew an answer's deadlines; as often as an engine resumes one
@@ -331,7 +331,7 @@ SUSPECT_S: Final = 5.0
 # longest time between two failures of one request: 10 s of silence, then 5 s without a connection.
 BLAME_WITHIN_S: Final = 15.0
 OUTAGE_TOLD_S: Final = 60.0  # what was known of the own network so long ago is not told any more
-# Beginnings of conversations of which is remembered who holds them: 128 long ones. About 300 B each.
+# Beginnings of conversations of which is remembered who holds them: 128 long ones; 300 bytes each.
 MAX_PREFIXES: Final = 4096
 # A donor keeps them until others need the room: on a quiet one for hours, on a busy one for
 # minutes. Who has lost one says so, and costs no more than any other donor.

@@ -136,8 +136,8 @@ async def test_many_who_ask_for_the_same_share_one_search() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(find, asker)
-        # Each on its own would have asked for the artifact and for the name: 40 questions. One search
-        # does it twice, and the background now and then.
+        # Each on its own would have asked for the artifact and for the name: 40 questions. One
+        # search does it twice, and the background now and then.
         assert len(asked) < 20
 
 

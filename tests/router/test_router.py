@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
 
 import pytest
+import trio
 import trio.testing
 
 from tests.fakes import EchoEngine
 from tokenplace.errors import (
     DONOR_ERRORS,
+    ConnectFailed,
     ConnectionLost,
     DonorBusy,
     ModelNotFound,
     NoDonorForModel,
+    OwnNetworkDown,
     Quarantined,
     Scope,
     TokenplaceError,
@@ -211,7 +214,53 @@ async def test_all_busy_says_when_to_come_back() -> None:
     )
     with pytest.raises(DonorBusy) as caught:
         await collect(router_over(routes))
-    assert caught.value.retry_after_s == 3.0
+    assert caught.value.retry_after_s is not None
+    assert 1.5 <= caught.value.retry_after_s <= 4.5, "as the donors say, more or less"
+
+
+async def test_apps_that_are_turned_away_together_do_not_come_back_together() -> None:
+    told = set()
+    for seed in range(10):
+        router = Router(FixedRoutes(), wall_clock=lambda: 1000.0, dice=Random(seed))
+        with pytest.raises(NoDonorForModel) as caught:
+            await collect(router)
+        told.add(caught.value.retry_after_s)
+    assert len(told) == 10
+
+
+class Unreachable(EchoEngine):
+    """Nobody can be dialled while `is_away`."""
+
+    is_away = True
+
+    @trio.as_safe_channel
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        if self.is_away:
+            raise ConnectFailed
+        async with super().generate(request) as events:
+            async for event in events:
+                yield event
+
+
+@pytest.mark.parametrize("fail_after", [0, 2])
+async def test_paths_to_two_donors_that_break_are_this_machines_network(fail_after: int) -> None:
+    cut = EchoEngine(fail_after=fail_after, error=ConnectionLost())
+    others = [Unreachable() for _ in range(3)]
+    routes = FixedRoutes(cut, *others)
+    router = router_over(routes)
+    with pytest.raises(OwnNetworkDown) as caught:
+        await collect(router)
+    assert caught.value.retry_after_s
+    cut.fail_after = None
+    for other in others:
+        other.is_away = False
+    assert text_of(await collect(router)) == CANARY
+    assert not routes.failures, "nobody is blamed"
+
+
+async def test_one_broken_path_is_not_taken_for_this_machines_network() -> None:
+    with pytest.raises(ConnectionLost):
+        await collect(router_over(FixedRoutes(EchoEngine(fail_after=0, error=ConnectionLost()))))
 
 
 @pytest.mark.parametrize("error", [ModelNotFound(), NoDonorForModel()])

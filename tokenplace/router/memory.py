@@ -40,7 +40,7 @@ from tokenplace.router.jitter import jittered
 from tokenplace.router.policy import Candidate, Standing
 
 # Two heartbeats were missed: whoever was given up had fallen silent.
-_SILENT_S: Final = 2.5 * defaults.HEARTBEAT_S
+SILENT_S: Final = 2.5 * defaults.HEARTBEAT_S
 PATH_ERRORS: Final = (ConnectFailed, ConnectionLost, DonorSilent)
 # The donor no longer does what its statements say: it has to speak again.
 STATEMENT_ERRORS: Final = (ModelNotOffered, TemplateMismatch, UnknownKey, StaleEpoch)
@@ -352,5 +352,5 @@ class Memory:
 def _is_of_path(asking: Notes, error: TokenplaceError, now: float) -> bool:
     """May only the path to the donor have broken?"""
     if isinstance(error, DeadlineExceeded):
-        return now - asking.silent_since > _SILENT_S
+        return now - asking.silent_since > SILENT_S
     return isinstance(error, PATH_ERRORS)

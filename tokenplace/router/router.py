@@ -312,11 +312,11 @@ class Router:
         try:
             with trio.move_on_after(waits_s):
                 routes = await self._routes.find(search.model, search.demand)
-        except TokenplaceError:
+        except TokenplaceError as error:
             if search.error is None:
-                if self._selector.is_own_outage(trio.current_time()):
-                    error = OwnNetworkDown(retry_after_s=RETRY_AFTER_S)
-                raise self._jittered(error) from None
+                is_own = self._selector.is_own_outage(trio.current_time())
+                told = OwnNetworkDown(retry_after_s=RETRY_AFTER_S) if is_own else error
+                raise self._jittered(told) from None
             return None  # what went wrong with the donor asked before says more
         return self._choose(routes, search)
 
