@@ -267,7 +267,8 @@ class SearchIncomplete(TokenplaceError):
 
 
 class OwnNetworkDown(TokenplaceError):
-    """No donor can be reached: this machine's own network seems to be down."""
+    """No donor can be reached: this machine's own network seems to be down, or all are gone at
+    once."""
 
     code, http_status, scope = ErrorCode.OWN_NETWORK_DOWN, 503, Scope.SELF
 

@@ -41,6 +41,7 @@ def question_of(vector: dict[str, Any]) -> Question:
         seed=b"12345678",
         as_of="2026-03-01",
         attempt=0,
+        hedge=False,
         resume=(),
         prompt_digest=b"",
         body=vector["body"].encode(),

@@ -352,7 +352,8 @@ class Router:
     def _why_nobody(self, search: Search, *, is_committed: bool) -> TokenplaceError:
         """What to tell the app when there is nobody left to ask."""
         error = search.why_nobody(is_committed)
-        if isinstance(error, PATH_ERRORS) and self._selector.is_own_outage(trio.current_time()):
+        is_own = self._selector.is_own_outage(trio.current_time())
+        if is_own and not is_committed and isinstance(error, PATH_ERRORS):
             error = OwnNetworkDown(retry_after_s=RETRY_AFTER_S)
         return self._jittered(error)
 

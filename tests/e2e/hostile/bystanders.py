@@ -67,9 +67,10 @@ def bystander(network: Network) -> Iterator[Bystander]:
         reader.leave()
 
 
-def ask(api: str) -> None:
-    """Fails unless a new request is answered."""
-    asked = {"model": MODEL, "prompt": "One, two,", "max_tokens": 3, "ignore_eos": True}
+def ask(api: str, *first: str) -> None:
+    """Fails unless a new request is answered. first: donors to be asked before all others."""
+    asked: dict[str, object] = {"model": MODEL, "prompt": "One, two,", "max_tokens": 3}
+    asked |= {"ignore_eos": True, "provider": {"order": first}}
     answer = httpx.post(f"{api}/completions", json=asked, timeout=TIMEOUT_S)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 3

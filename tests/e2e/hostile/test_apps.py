@@ -61,7 +61,7 @@ def unharmed(network: Network, calm: list[Calm]) -> Iterator[None]:
 
 
 Attack = Callable[[PeerHost, Target], Awaitable[None]]
-Ask = Callable[[str], None]
+Ask = Callable[..., None]  # with the API, and whom to ask first
 
 
 def attack(network: Network, target: Target, *attacks: Attack) -> None:
@@ -108,11 +108,11 @@ def new_asker(network: Network, liars: Sequence[Liar]) -> Iterator[str]:
 
 
 def among_liars(network: Network, donor: Target, lies: Sequence[Lie], ask: Ask) -> list[int]:
-    """Ask from a peer that prefers the liars to the honest donor; how often each was asked."""
+    """Ask from a peer that is to ask the liars before the honest donor; how often each was."""
 
     def ask_anew(liars: Sequence[Liar]) -> None:
         with new_asker(network, liars) as api:
-            ask(api)
+            ask(api, *(liar.host.peer_id for liar in liars))
 
     async def run() -> list[int]:
         async with AsyncExitStack() as stack:
@@ -137,8 +137,9 @@ def test_a_lie_in_mid_stream_is_an_error_event_and_an_aborted_stream(
 ) -> None:
     lines: list[str] = []
 
-    def read_stream(api: str) -> None:
-        asked = {"model": MODEL, "prompt": "One, two, three, four.", "stream": True}
+    def read_stream(api: str, liar: str) -> None:
+        asked: dict[str, object] = {"model": MODEL, "prompt": "One, two, three, four."}
+        asked |= {"stream": True, "provider": {"order": [liar]}}
         with (
             httpx.Client(timeout=TIMEOUT_S) as client,
             client.stream("POST", f"{api}/completions", json=asked) as response,
