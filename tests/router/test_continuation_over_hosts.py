@@ -33,7 +33,7 @@ from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.suites import best_key
 
-LONG = replace(REQUEST, max_tokens=150)  # 1.5 s: a host takes a moment to leave
+LONG = replace(REQUEST, max_tokens=250)  # 2.5 s: a host takes a moment to leave
 
 
 @dataclass
@@ -130,10 +130,13 @@ async def test_the_app_sees_one_answer(what_breaks: str) -> None:
         routes = HostRoutes(asker, [alice, bob])
         router = Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
         events = []
+        is_broken = False
         async with router.generate(LONG) as answer:
             async for event in answer:
                 events.append(event)
-                if isinstance(event, Tokens) and event.index == 5:
+                # Tokens of one tick come together, so no place is sure to begin an event.
+                if isinstance(event, Tokens) and event.index >= 5 and not is_broken:
+                    is_broken = True
                     if what_breaks == "the stream":
                         await alice.streams[0].reset()
                     else:
