@@ -1,5 +1,5 @@
 """`python -m benchmarks.simulation SEED...` replays seeds with all that happens in them;
-`--seeds N [--from FIRST]` runs many on all processors and names those that fail.
+`--seeds N [--from FIRST] [--json]` runs many on all processors and names those that fail.
 
 Exit status 1 if anything is wrong in any.
 """
@@ -7,6 +7,7 @@ Exit status 1 if anything is wrong in any.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import traceback
@@ -57,9 +58,11 @@ def main() -> int:
     parser.add_argument("seed", type=int, nargs="*", help="replay it, and print its whole trace")
     parser.add_argument("--seeds", type=int, metavar="N", help="run so many")
     parser.add_argument("--from", type=int, default=0, metavar="FIRST", dest="first")
+    parser.add_argument("--json", action="store_true", help="what came of many, for programs")
     arguments = parser.parse_args()
     if arguments.seeds:
-        return _run_many(range(arguments.first, arguments.first + arguments.seeds))
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        return _run_many(seeds, as_json=arguments.json)
     if not arguments.seed:
         parser.error("name a seed, or say --seeds N")
     return max(map(_replay, arguments.seed))
@@ -83,7 +86,7 @@ def _print_faults(outcome: Outcome) -> None:
             print(_told(asked.error))
 
 
-def _run_many(seeds: range) -> int:
+def _run_many(seeds: range, *, as_json: bool) -> int:
     started = time.monotonic()
     totals: Counter[str] = Counter()
     failed: list[Verdict] = []
@@ -93,9 +96,14 @@ def _run_many(seeds: range) -> int:
         virtual_s += verdict.virtual_s
         if verdict.faults:
             failed.append(verdict)
-            print(f"seed {verdict.seed} FAILED: {verdict.faults[0]}; replay: {verdict.replay}")
         if n_done % SHOWN_EVERY == 0:
             print(f"{n_done} of {len(seeds)} seeds, {len(failed)} failed", file=sys.stderr)
+    if as_json:
+        faults = [f"{each.replay}: {each.faults[0]}" for each in failed]
+        print(json.dumps({"outcomes": totals, "virtual_s": virtual_s, "faults": faults}))
+        return 1 if failed else 0
+    for each in failed:
+        print(f"seed {each.seed} FAILED: {each.faults[0]}; replay: {each.replay}")
     seconds = time.monotonic() - started
     print(
         f"{len(seeds)} seeds, {totals.total()} requests ({_counts(totals)}), "

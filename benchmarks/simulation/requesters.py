@@ -54,9 +54,7 @@ class SimRequester:
 
     def is_resting(self, donor: str) -> bool:
         """Is this peer's breaker for that donor open?"""
-        # The router tells nobody; people see it in what it chooses.
-        memory = self.router._selector.memory
-        return memory.standing(donor, trio.current_time())[0] in (Standing.RESTING, Standing.DUE)
+        return self.router.opinion(donor).standing in (Standing.RESTING, Standing.DUE)
 
 
 @asynccontextmanager

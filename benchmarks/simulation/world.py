@@ -168,7 +168,9 @@ class World:
     def add_donor(self, spec: DonorSpec, line: Line) -> SimDonor:
         """A donor that is there from now on, and announces itself."""
         number = len(self.donors)
-        ip = f"8.{number // 200 + 1}.{number % 200 + 1}.7"
+        ip = (
+            f"8.{number % 250 + 1}.{number // 250 + 1}.7"  # strangers, each in a network of its own
+        )
         host = self.network.add_host(f"donor{number}", _identity(f"donor {number}"), ip, line)
         lies = Random(self.dice.random())
 

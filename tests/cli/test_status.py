@@ -99,6 +99,10 @@ FULL: dict[str, Any] = {
             "decode_tps": 22.0,
             "live_age_s": 4.0,
             "is_failed": False,
+            "standing": "cooling",
+            "ready_in_s": 12.4,
+            "n_asked": 0,
+            "measured_tps": 18.7,
         },
         {
             "peer_id": ALICE,
@@ -110,6 +114,10 @@ FULL: dict[str, Any] = {
             "decode_tps": None,
             "live_age_s": None,
             "is_failed": True,
+            "standing": "ready",
+            "ready_in_s": 0.0,
+            "n_asked": 2,
+            "measured_tps": None,
         },
     ],
     "requests": [],
@@ -152,8 +160,8 @@ def test_everything_is_shown() -> None:
         "tiny-model: its process may make connections, open files: "
         "this system cannot prevent it, or its GPU needs it",
         "broken.gguf: it is not a [GGUF] file.",
-        f"{short(BOB)} tiny-model, big-model 32 ms 4 22 4 s ago",
-        f"{short(ALICE)} tiny-model ? ? ? failed, rests",
+        f"{short(BOB)} tiny-model, big-model 32 ms 4 22 19 4 s ago busy, rests 12 s",
+        f"{short(ALICE)} tiny-model ? ? ? ? did not answer ready; 2 asked",
     ):
         assert line in lines
     assert "latest requests" not in lines

@@ -103,7 +103,8 @@ def test_while_somebody_is_left_somebody_is_asked(
         return
     assert choice is not None
     assert choice.candidate in [c.candidate for c in left]
-    assert choice.why.n_resting <= choice.why.n_compared <= len(left)
+    why = choice.why
+    assert why.n_failed + why.n_full <= why.n_compared <= len(left)
     assert choice.why.text
 
 
@@ -261,7 +262,8 @@ def test_one_that_has_rested_is_tried_by_a_request_that_may() -> None:
     )
     stranger = replace(due, is_newcomer=True)
     assert set(counts([READY_ALICE, READY_BOB, stranger], 100, may_try=True)) == {"alice", "bob"}
-    assert who(choose([READY_ALICE, stranger], Random(1), may_explore=True)) == (
+    assert who(choose([READY_ALICE, stranger], Random(1), may_explore=True))[0] == "alice"
+    assert who(choose([READY_ALICE, stranger], Random(1), may_explore=True, may_retry=True)) == (
         "due",
         Rule.NEWCOMER,
     )
@@ -316,8 +318,8 @@ def test_claims_beyond_belief_are_worth_no_more_than_the_cap() -> None:
 
 
 def test_a_reason_says_what_was_expected_and_of_how_many() -> None:
-    why = Why(Rule.BETTER_OF_TWO, 1.25, 9.0, n_compared=7, n_resting=2)
-    assert "1.2 s" in why.text
-    assert "7 donors" in why.text
-    assert "2 of them resting" in why.text
+    why = Why(Rule.BETTER_OF_TWO, 1.25, 9.0, n_compared=7, n_failed=2, n_full=1)
+    assert "1.2 s, by its own word" in why.text
+    assert "7 donors; 2 of them resting after failures; 1 of them busy" in why.text
+    assert "by what was measured" in replace(why, is_measured=True).text
     assert all(Why(rule).text for rule in Rule)

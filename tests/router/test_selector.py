@@ -36,10 +36,12 @@ from tokenplace.errors import (
 )
 from tokenplace.generation import (
     Accepted,
+    Alive,
     ChatInput,
     ChatMessage,
     Finished,
     GenerateRequest,
+    Phase,
     Timings,
     Tokens,
     Tool,
@@ -165,6 +167,56 @@ def test_who_fell_silent_and_was_given_up_is_a_path_that_broke() -> None:
     assert world.doubted == ["alice"]
 
 
+# ---------------------------------------------------------------- outraced
+
+WAITS = [accepted(position=3)]
+SAYS_NOTHING_IS_BEFORE_IT = [accepted(), Alive(Phase.QUEUED, 0.0, 0)]
+LOADS = [accepted(), Alive(Phase.LOADING, 0.0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("said", "standing"),
+    [
+        (WAITS, Standing.READY),
+        (LOADS, Standing.READY),
+        (SAYS_NOTHING_IS_BEFORE_IT, Standing.RESTING),
+        ([], Standing.RESTING),
+    ],
+    ids=["waits", "loads", "says nothing is before it", "says nothing"],
+)
+def test_who_is_outraced_without_a_reason_again_and_again_rests(
+    said: Sequence[Accepted | Alive], standing: Standing
+) -> None:
+    world = measured()
+    for _ in range(FAULTS_IN_A_ROW):
+        notes = world.ask("alice")
+        for event in said:
+            notes.note(event, world.now)
+        world.now += 2
+        notes.outraced(world.now)
+    assert world.standing("alice") is standing
+
+
+def test_who_was_never_any_good_rests_when_outraced_whatever_it_says() -> None:
+    world = measured("bob")
+    notes = world.ask("alice")
+    notes.note(accepted(position=3), world.now)
+    world.now += 2
+    notes.outraced(world.now)
+    assert world.standing("alice") is Standing.RESTING
+
+
+def test_a_trial_that_is_outraced_has_failed() -> None:
+    world = measured()
+    world.fail("alice", WorkerCrashed(), FAULTS_IN_A_ROW)
+    world.now += 2 * defaults.BREAKER_REST_S
+    assert world.standing("alice") is Standing.DUE
+    notes = world.ask("alice")
+    notes.note(accepted(position=3), world.now)
+    notes.outraced(world.now + 2)
+    assert world.standing("alice") is Standing.RESTING
+
+
 # ---------------------------------------------------------------- paths and the own network
 
 
@@ -273,6 +325,23 @@ def test_after_a_quiet_time_no_burst_goes_to_newcomers() -> None:
     assert rules.count(Rule.NEWCOMER) <= defaults.MAX_EXPLORATIONS
 
 
+def test_newcomers_that_fail_each_time_get_half_of_that_however_often_they_may_be_tried() -> None:
+    world = measured("alice", "bob")
+    for donor in ("carol", "dave"):
+        world.fail(donor, DonorInternalError())
+    world.now += defaults.BREAKER_MAX_REST_S
+    asked = Counter[str]()
+    for _ in range(1000):
+        donor = world.choose().candidate.donor
+        asked[donor] += 1
+        if donor in ("carol", "dave"):
+            world.fail(donor, DonorInternalError())
+            world.now += 2 * defaults.BREAKER_MAX_REST_S
+            for known in ("alice", "bob"):
+                world.answer(known)
+    assert 10 < asked["carol"] + asked["dave"] <= 1000 * defaults.NEWCOMERS_SHARE / 2
+
+
 def test_who_has_answered_once_is_no_newcomer() -> None:
     world = measured("alice", "bob")
     world.answer("carol")
@@ -320,6 +389,37 @@ def test_a_donor_that_works_on_several_at_once_has_so_many_seats() -> None:
         notes.left(world.now)
     world.ask("alice").note(accepted(position=1), world.now)
     assert world.memory.n_seats("alice") == 1, "somebody else sits there now"
+
+
+def test_where_figures_show_no_queue_there_is_a_place_beside_older_requests() -> None:
+    world = measured()
+    world.ask("alice").note(tokens(), world.now)
+    world.now += 5
+    assert world.memory.n_seats("alice") == 1
+    asked = Counter(world.choose(Facts(has_chances=False)).candidate.donor for _ in range(400))
+    assert asked["alice"] > 50, "it said since that a new request would begin at once"
+    world.ask("alice")
+    asked = Counter(world.choose(Facts(has_chances=False)).candidate.donor for _ in range(400))
+    assert asked["alice"] < 20, "that one its figures do not show yet"
+
+
+def test_a_requests_own_place_is_later_news_than_what_its_donor_tells_everybody() -> None:
+    world = measured()
+    world.donors = [candidate(donor, load_age_s=15.0) for donor in DONORS]
+
+    def share_of_alice() -> float:
+        chosen = [world.choose(Facts(has_chances=False)).candidate.donor for _ in range(400)]
+        return chosen.count("alice") / len(chosen)
+
+    assert share_of_alice() > 0.15
+    notes = world.ask("alice")
+    notes.note(accepted(), world.now)
+    notes.note(Alive(Phase.QUEUED, 0.0, 6), world.now + 2)
+    notes.left(world.now + 2)
+    world.now += 3
+    assert share_of_alice() < 0.05
+    world.now += 20
+    assert share_of_alice() > 0.15, "what it tells everybody is later now"
 
 
 def test_a_slow_app_does_not_make_its_donor_look_slow() -> None:

@@ -192,7 +192,9 @@ def _print_donors(screen: Console, donors: list[Status]) -> None:
             UNKNOWN if d["rtt_ms"] is None else f"{d['rtt_ms']:.0f} ms",
             _figure(d["queue"]),
             _speed(d["decode_tps"]),
+            _speed(d["measured_tps"]),
             _seen(d),
+            _standing(d),
         )
     screen.print(table)
 
@@ -203,7 +205,14 @@ _WITHOUT: Final = {
     "programs": "start programs",
 }
 _FIGURES_OF_MODELS: Final = ("memory", "context", "tokens/s", "running", "queued")
-_FIGURES_OF_DONORS: Final = ("round trip", "queue", "tokens/s", "heard")
+_FIGURES_OF_DONORS: Final = ("round trip", "queue", "tokens/s", "measured", "heard", "standing")
+_STANDINGS: Final = {
+    "ready": "ready",
+    "suspect": "its path broke",
+    "due": "failed, may be tried",
+    "cooling": "busy",
+    "resting": "failed",
+}
 
 
 def _figure(value: int | None) -> str:
@@ -216,6 +225,14 @@ def _speed(tokens_per_s: float | None) -> str:
 
 def _seen(donor: Status) -> str:
     if donor["is_failed"]:
-        return "failed, rests"
+        return "did not answer"
     age_s = donor["live_age_s"]
     return "from others" if age_s is None else f"{human_seconds(age_s)} ago"
+
+
+def _standing(donor: Status) -> str:
+    """Whether it is asked now, by what came of asking it."""
+    text = _STANDINGS[donor["standing"]]
+    if donor["standing"] in ("cooling", "resting") and donor["ready_in_s"]:
+        return f"{text}, rests {human_seconds(donor['ready_in_s'])}"
+    return f"{text}; {donor['n_asked']} asked" if donor["n_asked"] else text

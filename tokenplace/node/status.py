@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenplace.node.node import Node
     from tokenplace.node.serving import Serving
     from tokenplace.peer.host import ConnectionInfo
+    from tokenplace.router.memory import Opinion
 
 
 def status_of(node: Node, now: float) -> dict[str, Any]:
@@ -48,7 +49,10 @@ def status_of(node: Node, now: float) -> dict[str, Any]:
         "announced": _announced(serving),
         "exchanges": _exchanges(serving),
         "models": [_model(donation) for donation in node.donations],
-        "donors": [_donor(known) for known in (finding.finder.status() if finding else ())],
+        "donors": [
+            _donor(known, node.router.opinion(known.peer_id) if node.router else None)
+            for known in (finding.finder.status() if finding else ())
+        ],
         "requests": [
             request_status(record, now, trio.current_time()) for record in node.journal.records
         ],
@@ -157,7 +161,10 @@ def _trust(file: TrustFile) -> dict[str, Any]:
     return {"tools_from": trust.tools_from, "peers": dict(trust.peers), "problem": ""}
 
 
-def _donor(known: DonorStatus) -> dict[str, Any]:
+def _donor(known: DonorStatus, opinion: Opinion | None) -> dict[str, Any]:
+    """`standing`: whether this peer asks it now, by what came of asking it, and `ready_in_s` when
+    it is asked again; `measured_tps`: tokens a second of its answers.
+    """
     load = known.load
     return {
         "peer_id": known.peer_id,
@@ -169,4 +176,8 @@ def _donor(known: DonorStatus) -> dict[str, Any]:
         "decode_tps": load.decode_tps if load else None,
         "live_age_s": known.live_age_s,
         "is_failed": known.is_failed,
+        "standing": opinion.standing.name.lower() if opinion else "ready",
+        "ready_in_s": opinion.ready_in_s if opinion else 0.0,
+        "n_asked": opinion.n_asked if opinion else 0,
+        "measured_tps": opinion.decode_tps if opinion else None,
     }

@@ -62,6 +62,11 @@ class Breaker:
         return self._is_tried
 
     @property
+    def is_proven(self) -> bool:
+        """Was any of its answers good?"""
+        return self._is_proven
+
+    @property
     def faults(self) -> float:
         """The share of the latest answers that were bad; 0 to 1. Few count as if the rest were
         good."""

@@ -150,6 +150,15 @@ class Experience:
         measured = self._measured.get((donor, artifact))
         return measured.token_s.blended(prior, now) if measured else prior
 
+    def decode_tps(self, donor: str) -> float | None:
+        """Tokens a second of the donor's answers, by the artifact that it was asked for last; None
+        if that was never measured.
+        """
+        for (other, _), measured in reversed(self._measured.items()):
+            if other == donor and measured.token_s.weight:
+                return 1 / measured.token_s.mean
+        return None
+
     def _of(self, donor: str, artifact: str) -> _Measured:
         measured = self._measured.setdefault((donor, artifact), _Measured())
         self._measured.move_to_end((donor, artifact))

@@ -31,7 +31,7 @@ from tokenplace.errors import (
     UnknownKey,
     Unsupported,
 )
-from tokenplace.generation import Accepted, Event, Finished, Tokens
+from tokenplace.generation import Accepted, Alive, Event, Finished, Phase, Tokens
 from tokenplace.router.affinity import Affinity, Prefix
 from tokenplace.router.blame import Blame
 from tokenplace.router.breaker import Breaker, State
@@ -44,6 +44,7 @@ SILENT_S: Final = 2.5 * defaults.HEARTBEAT_S
 PATH_ERRORS: Final = (ConnectFailed, ConnectionLost, DonorSilent)
 # The donor no longer does what its statements say: it has to speak again.
 STATEMENT_ERRORS: Final = (ModelNotOffered, TemplateMismatch, UnknownKey, StaleEpoch)
+_WAITING: Final = frozenset({Phase.LOADING, Phase.REQUEUED})
 # Of an answer's time, what an app may take to read before its speed says nothing of the donor's.
 _APPS_SHARE: Final = 0.2
 
@@ -53,7 +54,8 @@ class Notes:
     """One donor that is asked. wait_s: until it was expected to begin. n_prompt: tokens that it has
     to read, estimated; n_held: those that it was thought to hold already.
 
-    It ends once: by `finished`, `failed` or `left`; what is told after that does not count.
+    It ends once: by `finished`, `failed`, `outraced` or `left`; what is told after that does not
+    count.
     """
 
     memory: Memory
@@ -68,6 +70,7 @@ class Notes:
     first_at: float | None = None
     _heard_at: float = -math.inf
     _is_queued: bool = False
+    _says_it_waits: bool = False
     _n_cached: int = 0
     _n_tokens: int = 0
     _n_first: int = 0
@@ -84,9 +87,13 @@ class Notes:
         self.memory.note_heard(self.candidate.donor, now)
         match event:
             case Accepted():
-                self._is_queued = event.position > 0
+                self._is_queued = self._says_it_waits = event.position > 0
+                self.memory.note_position(self, event.position, now)
                 self._n_cached = event.n_cached
                 self.memory.note_accepted(self, event)
+            case Alive():
+                self._says_it_waits = event.position > 0 or event.phase in _WAITING
+                self.memory.note_position(self, event.position, now)
             case Tokens():
                 if self.first_at is None:
                     self.first_at = now
@@ -108,6 +115,11 @@ class Notes:
         if self._end():
             self.memory.note_failed(self, error, now)
 
+    def outraced(self, now: float) -> None:
+        """It let wait, and somebody who was asked later was sooner with the first token."""
+        if self._end():
+            self.memory.note_outraced(self, now)
+
     def left(self, now: float) -> None:
         """Nobody wants the answer any more."""
         if self._end():
@@ -122,6 +134,11 @@ class Notes:
     def n_to_read(self) -> int:
         """Tokens that the donor had to read; what it says it did not have to is to its own cost."""
         return max(self.n_prompt - self._n_cached, 0)
+
+    @property
+    def says_it_waits(self) -> bool:
+        """Was something before it to the last, as the donor says?"""
+        return self._says_it_waits
 
     @property
     def is_queued(self) -> bool:
@@ -145,6 +162,14 @@ class Notes:
         return not was_over
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Requests that would be ahead of a new one, and when it was so."""
+
+    n: int
+    at: float
+
+
 @dataclass
 class _Donor:
     """One donor, over all that it offers. n_seats: how many requests of this peer it was seen to
@@ -156,7 +181,20 @@ class _Donor:
     suspect_until: float = -math.inf
     blamed_at: float = -math.inf
     n_seats: int = 1
+    queue: Queue | None = None
     asking: list[Notes] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What this requester thinks of a donor, for people. ready_in_s: until it is asked again.
+    n_asked: requests that it has now. decode_tps: tokens a second, as measured; None if never.
+    """
+
+    standing: Standing
+    ready_in_s: float
+    n_asked: int
+    decode_tps: float | None
 
 
 class Memory:
@@ -204,6 +242,11 @@ class Memory:
             return Standing.COOLING, known.full_until - now
         return standing, 0.0
 
+    def opinion(self, donor: str, now: float) -> Opinion:
+        """For people: nothing is decided by it."""
+        standing, ready_in_s = self.standing(donor, now)
+        return Opinion(standing, ready_in_s, self.n_asked(donor), self.experience.decode_tps(donor))
+
     def faults(self, donor: str) -> float:
         """The share of its latest answers that were bad; 0 to 1."""
         known = self._donors.get(donor)
@@ -218,6 +261,13 @@ class Memory:
         """How many requests of this peer it can work on at the same time, as far as was seen."""
         known = self._donors.get(donor)
         return known.n_seats if known else 1
+
+    def queue(self, donor: str) -> Queue | None:
+        """How many would be ahead of a new request there, when one of this peer's was told of its
+        own place last; None if none ever was.
+        """
+        known = self._donors.get(donor)
+        return known.queue if known else None
 
     def ask(
         self,
@@ -263,6 +313,12 @@ class Memory:
         if asking.n_held and not accepted.n_cached:
             self.affinity.note_lost(asking.prefixes, donor, artifact)
 
+    def note_position(self, asking: Notes, n_ahead: int, now: float) -> None:
+        """So many are before it: often later news than what the donor tells everybody."""
+        known = self._of(asking.candidate.donor)
+        if asking is max(known.asking, key=lambda each: each.asked_at):
+            known.queue = Queue(n_ahead + 1 if n_ahead else 0, now)
+
     def note_first_token(self, asking: Notes, now: float) -> None:
         """It has read the prompt."""
         donor, artifact = asking.candidate.donor, asking.candidate.artifact
@@ -292,6 +348,15 @@ class Memory:
                 seconds=now - asking.asked_at - asking.wait_s,
                 now=now,
             )
+
+    def note_outraced(self, asking: Notes, now: float) -> None:
+        """It let wait until another was sooner: bad of somebody who says that nothing is before the
+        request. Of somebody unproven too, whatever it says: pretending to wait costs nothing.
+        """
+        self.note_at_least(asking, now)
+        breaker = self._of(asking.candidate.donor).breaker
+        if asking.is_trial or not breaker.is_proven or not asking.says_it_waits:
+            breaker.note_fault(asking.asked_at, now, self._dice)
 
     def note_finished(self, asking: Notes, now: float) -> None:
         """Its answer is whole."""

@@ -170,10 +170,12 @@ def choose(
     *,
     order: Sequence[str] = (),
     may_explore: bool = False,
+    may_retry: bool = False,
     may_try: bool = False,
 ) -> Choice | None:
-    """Pick whom to ask; None only if nobody is left. may_explore, may_try: whether this request may
-    go to a newcomer, or to one that has rested, though others are ready.
+    """Pick whom to ask; None only if nobody is left. may_explore, may_retry, may_try: whether this
+    request may go to a newcomer, to one that has failed and rested, or to somebody measured that
+    has, though others are ready.
 
     Those of `order`, which the request wishes, go first as they stand there; then the own engine,
     unless its queue is long; then the best model of the user's order. Of those that offer it two
@@ -187,10 +189,9 @@ def choose(
         return None
     standing = min(c.standing for c in left)
     ready = [c for c in left if c.standing <= max(standing, Standing.SUSPECT)]
-    n_resting = len(left) - len([c for c in left if c.standing <= Standing.SUSPECT])
 
     def chosen(rule: Rule, winner: Contender) -> Choice:
-        return _choice(rule, winner, len(left), n_resting)
+        return _choice(rule, winner, left)
 
     for donor in order:
         if named := [c for c in ready if c.candidate.called == donor]:
@@ -208,7 +209,7 @@ def choose(
         return chosen(Rule.TRIAL, min(known, key=_by_total))
     calm = [c for c in ready if c.standing is Standing.READY] or ready
     # Also those that have failed already, and were never measured: each gets no trials of its own.
-    newcomers = [c for c in (*calm, *due) if c.is_newcomer]
+    newcomers = [c for c in (*calm, *(due if may_retry else ())) if c.is_newcomer]
     if may_explore and newcomers and not all(c.is_newcomer for c in calm):
         return chosen(Rule.NEWCOMER, dice.choice(_one_of_each_group(newcomers, dice)))
     return chosen(*_of_those_ready(calm, dice))
@@ -226,7 +227,7 @@ def hedge(contenders: Sequence[Contender]) -> Choice | None:
     idle = [c for c in idle if not c.is_newcomer] or idle
     if not idle:
         return None
-    return _choice(Rule.HEDGE, min(_best_rank(idle), key=_by_total), len(idle), 0)
+    return _choice(Rule.HEDGE, min(_best_rank(idle), key=_by_total), idle)
 
 
 def rank_of(offered: OfferedModel, wanted: Sequence[NamedModel]) -> int | None:
@@ -245,8 +246,17 @@ def _believed(tps: float, most: float) -> float:
     return max(min(tps, most), _MIN_CREDIBLE_TPS)
 
 
-def _choice(rule: Rule, winner: Contender, n_compared: int, n_resting: int) -> Choice:
-    why = Why(rule, winner.first_token_s, winner.total_s, n_compared, n_resting, winner.wait_s)
+def _choice(rule: Rule, winner: Contender, compared: Sequence[Contender]) -> Choice:
+    why = Why(
+        rule,
+        expected_first_token_s=winner.first_token_s,
+        expected_total_s=winner.total_s,
+        n_compared=len(compared),
+        n_failed=sum(c.standing in (Standing.DUE, Standing.RESTING) for c in compared),
+        n_full=sum(c.standing is Standing.COOLING for c in compared),
+        expected_wait_s=winner.wait_s,
+        is_measured=not winner.is_newcomer,
+    )
     return Choice(winner.candidate, why)
 
 

@@ -39,7 +39,7 @@ from tokenplace.router.demand import demand_of
 from tokenplace.router.hedging import Hedging, can_hedge, patience_ends_at
 from tokenplace.router.jitter import jittered
 from tokenplace.router.journal import Journal
-from tokenplace.router.memory import PATH_ERRORS, Notes
+from tokenplace.router.memory import PATH_ERRORS, Notes, Opinion
 from tokenplace.router.policy import Candidate
 from tokenplace.router.racing import Entrant, Race, open_race
 from tokenplace.router.route import RETRY_AFTER_S, Route, Routes
@@ -148,6 +148,10 @@ class Router:
                 self._remember(progress)
         raise self._why_nobody(search, is_committed=False)
 
+    def opinion(self, donor: str) -> Opinion:
+        """What this peer thinks of a donor, by what came of asking it."""
+        return self._selector.memory.opinion(donor, trio.current_time())
+
     def _search(self, request: Request) -> Search:
         demand = demand_of(request)
         facts = self._selector.facts_of(request, demand)
@@ -209,6 +213,8 @@ class Router:
         progress = entrant.progress
         if progress.outcome is Outcome.OUTRACED:
             search.note_left(entrant.route)
+            if not entrant.request.is_hedge:
+                entrant.notes.outraced(trio.current_time())
         elif progress.outcome is Outcome.CANCELLED and so_far.is_whole:
             progress.outcome = Outcome.FINISHED  # the app left because it has the whole answer
         if progress.outcome is Outcome.FINISHED:

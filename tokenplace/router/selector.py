@@ -22,7 +22,7 @@ from tokenplace.router.affinity import BYTES_PER_TOKEN, KEY_BYTES, Prefix, n_pro
 from tokenplace.router.demand import Demand
 from tokenplace.router.experience import Typical, plain_first_token_s
 from tokenplace.router.memory import Memory, Notes
-from tokenplace.router.policy import Candidate, Choice, Contender
+from tokenplace.router.policy import Candidate, Choice, Contender, Standing
 from tokenplace.router.why import Rule
 
 # A queue's figures fade into what is usual now, the sooner the shorter it is: by the time that they
@@ -31,6 +31,9 @@ from tokenplace.router.why import Rule
 FADE: Final = 2.0
 
 
+# Explorations that a newcomer costs which has failed: so those get half of the newcomers' share,
+# however many they are and however many requests there are.
+FAILED_COST: Final = 2.0
 # Times that an advertised speed may be more than the measured one: a full batch, a slow line.
 BOAST: Final = 3.0
 
@@ -48,6 +51,14 @@ class Facts:
     order: tuple[str, ...] = ()
     has_chances: bool = True
     prefixes: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """Requests ahead of a new one, by the donor's word. age_s: infinite if there is none."""
+
+    n: int
+    age_s: float
 
 
 class Selector:
@@ -99,10 +110,12 @@ class Selector:
             self._dice,
             order=facts.order,
             may_explore=has_chances and self._explorations >= 1,
+            may_retry=has_chances and self._explorations >= FAILED_COST,
             may_try=has_chances,
         )
         if choice is not None and choice.why.rule is Rule.NEWCOMER:
-            self._explorations -= 1
+            standing, _ = self.memory.standing(choice.candidate.donor, now)
+            self._explorations -= FAILED_COST if standing is Standing.DUE else 1
         return choice
 
     def hedge(
@@ -130,12 +143,22 @@ class Selector:
     ) -> list[Contender]:
         left = [c for c in candidates if c.donor not in tried]
         typical = {a: self.memory.experience.typical(a) for a in {c.artifact for c in left}}
-        told = [c.queue for c in left if c.load_age_s is not None]
+        queues = [self._queue(c, now) for c in left]
+        told = [queue.n for queue in queues if math.isfinite(queue.age_s)]
         mean_queue = sum(told) / len(told) if told else 0.0
-        return [self._contender(c, facts, typical[c.artifact], mean_queue, now) for c in left]
+        return [
+            self._contender(c, facts, typical[c.artifact], queue, mean_queue, now)
+            for c, queue in zip(left, queues, strict=True)
+        ]
 
     def _contender(
-        self, candidate: Candidate, facts: Facts, typical: Typical, mean_queue: float, now: float
+        self,
+        candidate: Candidate,
+        facts: Facts,
+        typical: Typical,
+        queue: _Queue,
+        mean_queue: float,
+        now: float,
     ) -> Contender:
         memory, experience = self.memory, self.memory.experience
         donor, artifact = candidate.donor, candidate.artifact
@@ -151,7 +174,7 @@ class Selector:
         per_unit_s = first_s / plain_first_token_s(facts.n_prompt)
         saved_s = first_s - per_unit_s * plain_first_token_s(n_left)
         answer_s = policy.EXPECTED_ANSWER_TOKENS * token_s
-        wait_s = self._ahead(candidate, mean_queue, answer_s, now) * answer_s
+        wait_s = self._ahead(candidate, queue, mean_queue, answer_s, now) * answer_s
         standing, ready_in_s = memory.standing(donor, now)
         is_newcomer = not candidate.is_own and not experience.knows(donor, artifact)
         # Each failure costs the way to another donor, and what it had computed. Whoever does not
@@ -166,27 +189,44 @@ class Selector:
             total_s=first_token_s + facts.n_answer * token_s * factor,
             wait_s=wait_s,
             saved_s=saved_s,
-            is_free=not candidate.queue and memory.n_asked(donor) < memory.n_seats(donor),
+            is_free=not queue.n and not self._own_ahead(donor, queue, now),
             standing=standing,
             ready_in_s=ready_in_s,
             is_newcomer=is_newcomer,
         )
 
-    def _ahead(self, candidate: Candidate, mean_queue: float, answer_s: float, now: float) -> float:
+    def _queue(self, candidate: Candidate, now: float) -> _Queue:
+        """By its latest word: in what it tells everybody, or of this peer's own requests there."""
+        age_s = math.inf if candidate.load_age_s is None else candidate.load_age_s
+        heard = self.memory.queue(candidate.donor)
+        if heard is not None and now - heard.at < age_s and not candidate.is_own:
+            return _Queue(heard.n, now - heard.at)
+        return _Queue(candidate.queue, age_s)
+
+    def _ahead(
+        self, candidate: Candidate, queue: _Queue, mean_queue: float, answer_s: float, now: float
+    ) -> float:
         """Requests that have to end before this one begins, as far as can be told."""
         memory, donor = self.memory, candidate.donor
         n_seats = memory.n_seats(donor)
         if candidate.is_own:
-            return candidate.queue / n_seats
-        age_s = math.inf if candidate.load_age_s is None else candidate.load_age_s
-        turnover_s = (candidate.queue + 1) * answer_s / n_seats
-        faith = turnover_s / (turnover_s + FADE * age_s)
-        ahead = mean_queue + (candidate.queue - mean_queue) * faith
-        if candidate.queue:
-            ahead += memory.n_asked(donor, since=now - age_s)
-        # This requester's own, which figures may not show yet.
-        ahead = max(ahead, memory.n_asked(donor) + 1 - n_seats, 0)
-        return ahead / n_seats
+            return queue.n / n_seats
+        turnover_s = (queue.n + 1) * answer_s / n_seats
+        faith = turnover_s / (turnover_s + FADE * queue.age_s)
+        ahead = mean_queue + (queue.n - mean_queue) * faith
+        if queue.n:
+            ahead += memory.n_asked(donor, since=now - queue.age_s)
+        return max(ahead, self._own_ahead(donor, queue, now)) / n_seats
+
+    def _own_ahead(self, donor: str, queue: _Queue, now: float) -> int:
+        """Requests of this peer itself that have to end before. A donor's figures show none that is
+        younger; where they show no queue there is a place beside the older ones, however many were
+        seen at once.
+        """
+        n_unseen = self.memory.n_asked(donor, since=now - queue.age_s)
+        n_seen = self.memory.n_asked(donor) - n_unseen
+        n_free = max(self.memory.n_seats(donor) - n_seen, 0 if queue.n else 1)
+        return max(n_unseen + 1 - n_free, 0)
 
 
 def _n_tokens(text: str | tuple[int, ...]) -> int:

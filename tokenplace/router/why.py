@@ -45,25 +45,33 @@ class Why:
 
     expected_first_token_s, expected_total_s: seconds, as they were expected of it; 0 when a rule
     that needs no estimate decided. n_compared: donors that could have been asked, itself among
-    them. n_resting: those of them left out because they failed or are full. expected_wait_s: of the
-    time to the first token, until it begins.
+    them. n_failed, n_full: those of them left out because they rest after failures, or said that
+    they are busy. expected_wait_s: of the time to the first token, until it begins. is_measured:
+    does this peer know its speed from its own requests, and not from the donor's word?
     """
 
     rule: Rule
     expected_first_token_s: float = 0.0
     expected_total_s: float = 0.0
     n_compared: int = 1
-    n_resting: int = 0
+    n_failed: int = 0
+    n_full: int = 0
     expected_wait_s: float = 0.0
+    is_measured: bool = False
 
     @property
     def text(self) -> str:
         """The same in words, for people."""
         parts = [_SAYS[self.rule]]
         if self.expected_total_s:
-            parts.append(f"first token expected after {self.expected_first_token_s:.1f} s")
+            source = "by what was measured" if self.is_measured else "by its own word"
+            parts.append(
+                f"first token expected after {self.expected_first_token_s:.1f} s, {source}"
+            )
         if self.n_compared > 1:
             parts.append(f"of {self.n_compared} donors")
-        if self.n_resting:
-            parts.append(f"{self.n_resting} of them resting")
+        if self.n_failed:
+            parts.append(f"{self.n_failed} of them resting after failures")
+        if self.n_full:
+            parts.append(f"{self.n_full} of them busy")
         return "; ".join(parts)
