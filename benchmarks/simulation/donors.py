@@ -6,7 +6,6 @@ statements and directory. A restart makes all of them anew but the identity.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,7 +19,6 @@ from tokenplace.dht.announce import Announcer
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.donors import DirectoryCache
 from tokenplace.dht.news import Herald
-from tokenplace.engine.engine import EngineLoad
 from tokenplace.engine.fake import FakeEngine, Faults
 from tokenplace.engine.fake_model import FakeModel
 from tokenplace.peer.admission import Admission
@@ -50,7 +48,7 @@ class DonorSpec:
     """A donor as a world is made with it.
 
     model: with its speed and slots. boast: what its advertised speeds are multiplied with.
-    clock_s: how far its clock is wrong. stale_s: how old the load is that it says to have.
+    clock_s: how far its clock is wrong.
     """
 
     model: FakeModel
@@ -58,7 +56,6 @@ class DonorSpec:
     faults: Faults = field(default_factory=Faults)
     boast: float = 1.0
     clock_s: float = 0.0
-    stale_s: float = 0.0
 
 
 class SimDonor:
@@ -127,9 +124,6 @@ class Process:
         self.engine = FakeEngine(spec.model, spec.faults)
         self._spec = spec
         self._is_finishing = False
-        self._said: EngineLoad | None = None
-        if spec.stale_s:
-            nursery.start_soon(self._note_load)
         key_ring, epochs = KeyRing(first_id=0), Epochs()
 
         def now() -> float:
@@ -184,14 +178,6 @@ class Process:
             nursery.start_soon(self._herald.tell)
             nursery.start_soon(self.donor.finish)
 
-    async def _note_load(self) -> None:
-        """Keep what the load was, for a donor that says it late."""
-        lately = deque[EngineLoad]()
-        while True:
-            lately.append(self.engine.load)
-            self._said = lately.popleft() if len(lately) > self._spec.stale_s else lately[0]
-            await trio.sleep(1)
-
     @property
     def _offered(self) -> OfferedModel:
         info = self.engine.info
@@ -200,6 +186,6 @@ class Process:
         )
 
     def _load(self) -> Load:
-        load, boast = self._said or self.engine.load, self._spec.boast
+        load, boast = self.engine.load, self._spec.boast
         state = DonorState.FINISHING if self._is_finishing else DonorState.ACCEPTING
         return Load(state, load.n_ahead, load.prefill_tps * boast, load.decode_tps * boast)

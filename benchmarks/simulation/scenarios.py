@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import Final
+from unittest.mock import patch
 
 import trio
 
@@ -28,9 +29,11 @@ from benchmarks.simulation.network import NOTICED_S, Line
 from benchmarks.simulation.trace import Trace
 from benchmarks.simulation.workload import Habits
 from benchmarks.simulation.world import Plan, RequesterSpec, World, open_world
+from tokenplace import defaults
 from tokenplace.engine.fake import Faults
 from tokenplace.engine.fake_model import FakeModel
 from tokenplace.errors import DonorInternalError
+from tokenplace.peer import adverts
 
 WARM_UP_S: Final = 60.0
 _LOOK_S: Final = 1.0
@@ -251,8 +254,10 @@ def _throughput(
     return _run(seed, plan, minutes * 60, main, say)
 
 
-# What a requester knows is 8 s old by itself, on average: asked for every 12 s, made every 5 s.
-_STALE_S: Final = 12.0
+# Load figures are asked for so seldom that they are 20 s old on average, with the 2.5 s that pass
+# until they are asked for; and hold for as long.
+_STALE_S: Final = 35
+_HOLDS_S: Final = 40
 
 
 def run_herd(
@@ -262,8 +267,8 @@ def run_herd(
     *,
     n_donors: int = 20,
 ) -> Measured:
-    """Ten times as many requesters as donors, which say what their load was 20 s ago."""
-    spec = DonorSpec(replace(MODEL, n_slots=4), stale_s=_STALE_S)
+    """Ten times as many requesters as donors, of whose load they know what it was 20 s ago."""
+    spec = DonorSpec(replace(MODEL, n_slots=4, n_answer=(120, 200)))
 
     async def main(run: _Run) -> Measured:
         await trio.sleep_until(WARM_UP_S)
@@ -286,9 +291,14 @@ def run_herd(
             }
         )
 
-    habits = replace(_HABITS, pause_s=1.0)
+    habits = replace(_HABITS, max_tokens=(200, 200), pause_s=1.0)
     plan = _plan([spec] * n_donors, n_requesters=10 * n_donors, n_apps=1, habits=habits)
-    return _run(seed, plan, minutes * 60, main, say)
+    with (
+        patch.object(defaults, "REFRESH_ASKED_S", _STALE_S),
+        patch.object(defaults, "LIVE_LIFETIME_S", _HOLDS_S),
+        patch.dict(adverts.LIFETIME_S, {adverts.Kind.LIVE: _HOLDS_S}),
+    ):
+        return _run(seed, plan, minutes * 60, main, say)
 
 
 def _n_there(donor: SimDonor) -> int:

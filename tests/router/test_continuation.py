@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -39,6 +39,7 @@ from tokenplace.errors import (
     WorkerCrashed,
 )
 from tokenplace.generation import (
+    Accepted,
     Alive,
     Event,
     Finished,
@@ -47,6 +48,7 @@ from tokenplace.generation import (
     LengthStop,
     Resume,
 )
+from tokenplace.router.policy import Standing
 
 ERRORS = [ConnectionLost, DonorSilent, DonorInternalError, RemoteProtocolError]
 OTHER_MODEL = FakeModel(name="other-model", artifact="b" * 64)
@@ -230,6 +232,33 @@ async def test_who_began_another_answer_does_not_go_on_with_this_one(
     assert len(twin.requests[0].resume[0].ids) == 5
 
 
+class Swindler(Mortal):
+    """Says that the prompt was another one, and breaks off."""
+
+    @trio.as_safe_channel
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        async with super().generate(request) as events:
+            async for event in events:
+                is_first = isinstance(event, Accepted)
+                yield replace(event, prompt_digest=bytes(32)) if is_first else event
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_who_cannot_go_on_with_what_somebody_else_began_is_not_blamed(
+    streamed: bool, autojump_clock: MockClock
+) -> None:
+    swindler = Swindler([Death(5, DonorInternalError())])
+    router = router_over(swindler, *(Mortal() for _ in range(4)))
+    if streamed:
+        with pytest.raises(DonorInternalError):
+            await collect(router, replace(REQUEST, streamed=True))
+    else:
+        events = await collect(router, replace(REQUEST, streamed=False))
+        assert len(choices_of(events)[0].ids) == 40, "it has started again"
+    standings = [router.opinion(f"donor{n}").standing for n in range(5)]
+    assert standings[1:] == [Standing.READY] * 4
+
+
 # ---------------------------------------------------------------- what is not asked
 
 
@@ -243,6 +272,25 @@ async def test_nobody_is_asked_for_an_answer_that_lacks_only_its_end(
     assert isinstance(end, Finished)
     assert [type(choice.stop) for choice in end.choices] == [LengthStop]
     assert end.usage.n_completion == 40
+
+
+async def test_a_choice_that_had_no_more_room_has_ended_though_the_next_donor_has_more(
+    autojump_clock: MockClock,
+) -> None:
+    """One slot: the choices come one after another, and the second lacks a token."""
+    small = FakeModel(n_ctx=48, n_slots=1)
+    request = replace(REQUEST, n=2, max_tokens=None)
+    uncut = await collect(router_over(Mortal(engine=FakeEngine(small))), request)
+    n_events = sum(not isinstance(event, Alive) for event in uncut) - 2
+    alice = Mortal([Death(n_events, DonorSilent())], FakeEngine(small))
+    bob = Mortal(engine=FakeEngine(replace(small, n_ctx=64)))
+    events = await collect(router_over(alice, bob), request)
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert [type(choice.stop) for choice in end.choices] == [LengthStop, LengthStop]
+    whole = choices_of(events)
+    assert len(whole[1].ids) == len(whole[0].ids) + 16
+    assert end.usage.n_completion == len(whole[0].ids) + len(whole[1].ids)
 
 
 async def test_choices_that_have_ended_are_not_resumed(autojump_clock: MockClock) -> None:

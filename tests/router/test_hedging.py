@@ -26,6 +26,7 @@ from tokenplace.errors import (
 )
 from tokenplace.generation import (
     NO_WISHES,
+    Accepted,
     Alive,
     Event,
     Finished,
@@ -34,9 +35,10 @@ from tokenplace.generation import (
     Tokens,
     Wishes,
 )
-from tokenplace.router.attempts import Outcome
-from tokenplace.router.hedging import HedgeBudget, Punctuality
+from tokenplace.router.attempts import Asked, Outcome, Progress
+from tokenplace.router.hedging import HedgeBudget, Punctuality, patience_ends_at
 from tokenplace.router.router import Router
+from tokenplace.router.selector import Facts
 from tokenplace.router.why import Rule
 
 FOR_EVER = 1e6
@@ -186,6 +188,30 @@ async def test_an_answer_that_goes_on_is_not_hedged(autojump_clock: MockClock) -
         await trio.sleep(5)
         routes.loads.clear()
     assert outcomes(router) == [("donor0", "donor_silent"), ("donor1", "finished")]
+
+
+async def test_a_hedge_that_nobody_can_be_asked_for_costs_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """The second says that it is idle, but has just said that it is full."""
+    alice, bob = Racer(queue_s=30.0, position=3), Racer()
+    routes = RaceRoutes([alice, bob])
+    router = router_over(routes)
+    full = router._selector.ask(routes._route(1).candidate, Facts(), 0.0)
+    full.failed(DonorBusy(retry_after_s=60.0), trio.current_time())
+    assert is_one_answer(await collect(router))
+    assert not bob.requests
+    assert [router._hedging.budget.take() for _ in range(3)] == [True, True, False]
+
+
+def test_tokens_to_go_on_from_have_to_be_read_too() -> None:
+    candidate = RaceRoutes([Racer()])._route(0).candidate
+    asked = Asked(0.0, "id", "model", candidate, 1)
+    accepted = Accepted(bytes(32), 100, 0, 16_384, 100, "tp/1", 0, 0)
+    ends_at = [
+        patience_ends_at(Progress(0.0, replace(asked, n_resumed=n)), accepted) for n in (0, 8000)
+    ]
+    assert ends_at[1] - ends_at[0] == 8000 / defaults.PATIENT_PREFILL_TPS
 
 
 async def test_hedges_are_a_twentieth_of_all_requests(autojump_clock: MockClock) -> None:

@@ -109,6 +109,13 @@ async def test_a_request_that_failed_ends_with_the_errors_code(error: Exception)
     assert sum(world.journal.n_attempts.n_seen) == (not is_sought), "who asked nobody is no sample"
 
 
+async def test_a_fault_of_this_program_is_written_down_as_one() -> None:
+    world = World(routes=FixedRoutes(EchoEngine(fail_after=0, error=ZeroDivisionError())))  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        await world.ask()
+    assert world.record.outcome is Outcome.INTERNAL
+
+
 async def test_an_app_that_leaves_has_cancelled() -> None:
     world = World(EchoEngine(token_interval_s=3600))
     async with trio.open_nursery() as nursery:

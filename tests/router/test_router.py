@@ -215,7 +215,18 @@ async def test_all_busy_says_when_to_come_back() -> None:
     with pytest.raises(DonorBusy) as caught:
         await collect(router_over(routes))
     assert caught.value.retry_after_s is not None
-    assert 1.5 <= caught.value.retry_after_s <= 4.5, "as the donors say, more or less"
+    assert 3.0 <= caught.value.retry_after_s <= 4.5, "as the donors say, or a little later"
+    assert "All 2 donors" in caught.value.detail
+
+
+async def test_who_was_not_busy_is_not_said_to_be_and_the_first_to_be_free_says_when() -> None:
+    errors = (ConnectFailed(), DonorBusy(retry_after_s=2.0), DonorBusy(retry_after_s=200.0))
+    routes = FixedRoutes(*(EchoEngine(fail_after=0, error=error) for error in errors))
+    with pytest.raises(DonorBusy) as caught:
+        await collect(router_over(routes))
+    assert "2 of the 3 donors" in caught.value.detail
+    assert caught.value.retry_after_s is not None
+    assert 2.0 <= caught.value.retry_after_s <= 3.0
 
 
 async def test_apps_that_are_turned_away_together_do_not_come_back_together() -> None:

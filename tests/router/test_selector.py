@@ -42,12 +42,13 @@ from tokenplace.generation import (
     Finished,
     GenerateRequest,
     Phase,
+    TextInput,
     Timings,
     Tokens,
     Tool,
     Usage,
 )
-from tokenplace.operations import CountRequest, EmbedRequest
+from tokenplace.operations import CountRequest, EmbedRequest, ScoreRequest
 from tokenplace.router.breaker import FAULTS_IN_A_ROW
 from tokenplace.router.demand import demand_of
 from tokenplace.router.memory import PATH_ERRORS, STATEMENT_ERRORS, Notes
@@ -56,6 +57,9 @@ from tokenplace.router.selector import Facts, Selector
 from tokenplace.router.why import Rule
 
 ARTIFACT = "a" * 64
+EMBED = EmbedRequest("minilm", ("one two", (2, 3)))
+COUNT = CountRequest("tiny", ChatInput((ChatMessage("user", "one two"),)), "2026-03-01")
+SCORE = ScoreRequest("tiny", TextInput("one"), (4, 5), bytes(16), "2026-03-01")
 FINISHED = Finished((), Usage(1, 0, 1), Timings(0, 0, 0))
 DONORS = ("alice", "bob", "carol", "dave")
 
@@ -420,6 +424,34 @@ def test_a_requests_own_place_is_later_news_than_what_its_donor_tells_everybody(
     assert share_of_alice() < 0.05
     world.now += 20
     assert share_of_alice() > 0.15, "what it tells everybody is later now"
+
+
+def test_who_goes_on_with_an_answer_reads_it_first_and_does_not_look_slow() -> None:
+    world = World()
+
+    def first_token_s(donor: str) -> float:
+        typical = world.memory.experience.typical(ARTIFACT)
+        return world.memory.experience.first_token_s(donor, ARTIFACT, 0.5, 300, typical, world.now)
+
+    world.answer("alice")
+    known = world.donors[1]
+    notes = world.selector.ask(known, Facts(), world.now, n_resumed=3000)
+    notes.note(accepted(), world.now)
+    world.now += 10
+    notes.note(tokens(), world.now)
+    assert first_token_s("bob") < 1.5 * first_token_s("alice")
+
+
+@pytest.mark.parametrize("request_", [EMBED, SCORE, COUNT], ids=["embed", "score", "count"])
+def test_answers_that_come_whole_are_measured_too_if_they_are_computed(
+    request_: EmbedRequest | ScoreRequest | CountRequest,
+) -> None:
+    world = World()
+    facts = world.selector.facts_of(request_, demand_of(request_))
+    notes = world.ask("alice", facts)
+    world.now += 3
+    notes.finished(world.now)
+    assert world.memory.experience.knows("alice", ARTIFACT) == (request_ is not COUNT)
 
 
 def test_a_slow_app_does_not_make_its_donor_look_slow() -> None:

@@ -114,6 +114,7 @@ class FakeEngine:
             prefill_tps=self.model.prefill_tps,
             decode_tps=self.model.decode_tps,
             restarts=self._n_restarts,
+            n_slots=self.model.n_slots,
         )
 
     @trio.as_safe_channel

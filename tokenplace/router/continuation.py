@@ -52,6 +52,7 @@ class Continuation:
         self._is_continued = False
         self._stops = [stop.encode() for stop in request.stop]
         self._choices = [_Delivered() for _ in range(request.n)]
+        self._ended: dict[int, Stop] = {}  # choices that donors before the present one have ended
         self._held: list[Event] = []  # tokens that are not handed on before the answer is whole
 
     @property
@@ -89,6 +90,7 @@ class Continuation:
         """Forget what was delivered: nobody can go on with it."""
         assert not self.is_committed, "the app has a part of this answer"
         self._choices = [_Delivered() for _ in self._choices]
+        self._ended = {}
         self._held = []
         self._is_continued = False
 
@@ -115,6 +117,9 @@ class Continuation:
         return (*self._held, self._joined(Finished((), Usage(0, 0, 0), Timings(0, 0, 0))))
 
     def _accept(self, event: Accepted) -> Accepted:
+        # What was long enough for a donor before stays so, though this one has more room.
+        ends = {number: self._end(number) for number in range(len(self._choices))}
+        self._ended = {number: end for number, end in ends.items() if end is not None}
         self._max_new = event.max_new
         if self._first is None or not self.has_begun:
             self._first = event
@@ -145,8 +150,8 @@ class Continuation:
         """
         assert self._first is not None, "an answer ends after it has begun"
         ends = {end.choice: end.stop for end in last.choices}
-        for number, choice in enumerate(self._choices):
-            if number not in ends and (stop := self._end_of(choice)) is not None:
+        for number in range(len(self._choices)):
+            if number not in ends and (stop := self._end(number)) is not None:
                 ends[number] = stop
         n_completion = sum(len(choice.ids) for choice in self._choices)
         return Finished(
@@ -156,10 +161,13 @@ class Continuation:
         )
 
     def _unfinished(self) -> list[int]:
-        return [n for n, choice in enumerate(self._choices) if self._end_of(choice) is None]
+        return [number for number in range(len(self._choices)) if self._end(number) is None]
 
-    def _end_of(self, choice: _Delivered) -> Stop | None:
-        """Why it needs no further token, as far as can be seen from here."""
+    def _end(self, number: int) -> Stop | None:
+        """Why this choice needs no further token, as far as can be seen from here."""
+        if number in self._ended:
+            return self._ended[number]
+        choice = self._choices[number]
         text = b"".join(choice.pieces)
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

@@ -122,6 +122,6 @@ def patience_ends_at(progress: Progress, accepted: Accepted | None) -> float:
     """When a donor without a first token is left for another, whatever it promises: reckoned from
     what this peer asked, not from what the donor says of its queue.
     """
-    n_new = accepted.n_prompt - accepted.n_cached if accepted else 0
+    n_new = accepted.n_prompt - accepted.n_cached + progress.asked.n_resumed if accepted else 0
     prompt_s = max(0, n_new) / defaults.PATIENT_PREFILL_TPS
     return progress.started + defaults.FIRST_TOKEN_PATIENCE_S + prompt_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-JITTER: Final = 0.5  # of the time, to either side
+JITTER: Final = 0.5  # of the time
 
 
 def jittered(seconds: float, dice: Random) -> float:
@@ -13,3 +13,8 @@ def jittered(seconds: float, dice: Random) -> float:
     back at the same moment.
     """
     return seconds * dice.uniform(1 - JITTER, 1 + JITTER)
+
+
+def later(seconds: float, dice: Random) -> float:
+    """`seconds` that somebody else asked for, and half of them more at the most."""
+    return seconds * dice.uniform(1, 1 + JITTER)

@@ -209,6 +209,9 @@ class Recorded:
         except TokenplaceError as error:
             outcome = Outcome(error.code)
             raise
+        except Exception:  # a fault of this program: raised again, it is only written down here
+            outcome = Outcome.INTERNAL
+            raise
         finally:
             self._journal.end(record, outcome, trio.current_time())
 

@@ -24,6 +24,8 @@ from tokenplace.errors import (
     DonorFinishing,
     DonorSilent,
     ModelNotOffered,
+    PromptMismatch,
+    ResumeRejected,
     Scope,
     StaleEpoch,
     TemplateMismatch,
@@ -36,13 +38,15 @@ from tokenplace.router.affinity import Affinity, Prefix
 from tokenplace.router.blame import Blame
 from tokenplace.router.breaker import Breaker, State
 from tokenplace.router.experience import Experience
-from tokenplace.router.jitter import jittered
+from tokenplace.router.jitter import jittered, later
 from tokenplace.router.policy import Candidate, Standing
 
 # Two heartbeats were missed: whoever was given up had fallen silent.
 SILENT_S: Final = 2.5 * defaults.HEARTBEAT_S
 PATH_ERRORS: Final = (ConnectFailed, ConnectionLost, DonorSilent)
 # The donor no longer does what its statements say: it has to speak again.
+# What was to be gone on with does not fit: that may be whose fault it is who began.
+CONTINUATION_ERRORS: Final = (PromptMismatch, ResumeRejected)
 STATEMENT_ERRORS: Final = (ModelNotOffered, TemplateMismatch, UnknownKey, StaleEpoch)
 _WAITING: Final = frozenset({Phase.LOADING, Phase.REQUEUED})
 # Of an answer's time, what an app may take to read before its speed says nothing of the donor's.
@@ -52,7 +56,7 @@ _APPS_SHARE: Final = 0.2
 @dataclass(eq=False)
 class Notes:
     """One donor that is asked. wait_s: until it was expected to begin. n_prompt: tokens that it has
-    to read, estimated; n_held: those that it was thought to hold already.
+    to read, estimated; n_held: those that it was thought to hold already. is_computed: see `Facts`.
 
     It ends once: by `finished`, `failed`, `outraced` or `left`; what is told after that does not
     count.
@@ -65,6 +69,7 @@ class Notes:
     prefixes: tuple[Prefix, ...] = ()
     n_held: int = 0
     wait_s: float = 0.0
+    is_computed: bool = True
     is_trial: bool = False
     is_over: bool = False
     first_at: float | None = None
@@ -277,10 +282,11 @@ class Memory:
         n_prompt: int,
         prefixes: tuple[Prefix, ...] = (),
         wait_s: float = 0.0,
+        is_computed: bool = True,
     ) -> Notes:
         """The donor is asked from now on."""
         n_held = self.affinity.n_held(prefixes, candidate.donor, candidate.artifact, now)
-        asking = Notes(self, candidate, now, n_prompt, prefixes, n_held, wait_s)
+        asking = Notes(self, candidate, now, n_prompt, prefixes, n_held, wait_s, is_computed)
         known = self._of(candidate.donor)
         known.asking.append(asking)
         if known.breaker.state(now) is State.HALF_OPEN and not known.breaker.is_tried:
@@ -329,13 +335,18 @@ class Memory:
         if asking.is_queued and asking.wait_s:
             self.note_at_least(asking, now)  # what of it was waiting is not known
         else:
-            self.experience.note_first_token(
-                donor,
-                artifact,
-                n_prompt=asking.n_to_read,
-                seconds=now - asking.asked_at,
-                now=now,
-            )
+            self.note_read(asking, now)
+
+    def note_read(self, asking: Notes, now: float) -> None:
+        """It has read what it had to, and waited for nobody."""
+        candidate, seconds = asking.candidate, now - asking.asked_at
+        self.experience.note_first_token(
+            candidate.donor,
+            candidate.artifact,
+            n_prompt=asking.n_to_read,
+            seconds=seconds,
+            now=now,
+        )
 
     def note_at_least(self, asking: Notes, now: float) -> None:
         """No first token came until now, or waiting is among the time that it took."""
@@ -362,6 +373,8 @@ class Memory:
         """Its answer is whole."""
         donor, artifact = asking.candidate.donor, asking.candidate.artifact
         self._of(donor).breaker.note_good(asking.asked_at)
+        if asking.first_at is None and asking.is_computed:  # an answer that comes whole
+            self.note_read(asking, now)
         if decoded := asking.decoded():
             n_tokens, seconds = decoded
             self.experience.note_decode(
@@ -391,9 +404,10 @@ class Memory:
         elif isinstance(error, DonorBusy):
             told_s = error.retry_after_s or defaults.BUSY_RETRY_AFTER_S
             rest_s = min(max(told_s, defaults.MIN_COOL_DOWN_S), defaults.MAX_COOL_DOWN_S)
-            known.full_until = now + jittered(rest_s, self._dice)
-        elif (error.scope is Scope.DONOR and not isinstance(error, Unsupported)) or (
-            isinstance(error, BadFormat)
+            known.full_until = now + later(rest_s, self._dice)
+        elif isinstance(error, BadFormat) or (
+            error.scope is Scope.DONOR
+            and not isinstance(error, (Unsupported, *CONTINUATION_ERRORS))
         ):
             known.breaker.note_fault(asking.asked_at, now, self._dice)
 

@@ -8,7 +8,6 @@ neither libp2p nor llama.cpp: donors and engines are handed to it as `Route`s.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -37,16 +36,14 @@ from tokenplace.router.attempts import Asked, Attempt, Outcome, Progress
 from tokenplace.router.continuation import Continuation
 from tokenplace.router.demand import demand_of
 from tokenplace.router.hedging import Hedging, can_hedge, patience_ends_at
-from tokenplace.router.jitter import jittered
+from tokenplace.router.jitter import later
 from tokenplace.router.journal import Journal
-from tokenplace.router.memory import PATH_ERRORS, Notes, Opinion
+from tokenplace.router.memory import CONTINUATION_ERRORS, PATH_ERRORS, Notes, Opinion
 from tokenplace.router.policy import Candidate
 from tokenplace.router.racing import Entrant, Race, open_race
 from tokenplace.router.route import RETRY_AFTER_S, Route, Routes
 from tokenplace.router.search import Search
 from tokenplace.router.selector import Selector
-
-log = logging.getLogger(__name__)
 
 ATTEMPTS_REMEMBERED: Final = 256
 
@@ -172,10 +169,12 @@ class Router:
         self._journal.note_asked(progress)
         return progress
 
-    def _notes(self, search: Search, route: Route) -> Notes:
+    def _notes(self, search: Search, route: Route, n_resumed: int = 0) -> Notes:
         wait_s = search.why.expected_wait_s if search.why else 0.0
         now = trio.current_time()
-        return self._selector.ask(route.candidate, search.facts, now, wait_s=wait_s)
+        return self._selector.ask(
+            route.candidate, search.facts, now, wait_s=wait_s, n_resumed=n_resumed
+        )
 
     # ------------------------------------------------------------ a race
 
@@ -190,8 +189,9 @@ class Router:
     ) -> None:
         """Ask this donor too."""
         asked = request_to(route.candidate, so_far.request, search.number, is_hedge=is_hedge)
-        progress = self._begin(search, route, sum(len(each.ids) for each in asked.resume))
-        race.start(Entrant(route, asked, progress, self._notes(search, route)))
+        n_resumed = sum(len(each.ids) for each in asked.resume)
+        progress = self._begin(search, route, n_resumed)
+        race.start(Entrant(route, asked, progress, self._notes(search, route, n_resumed)))
 
     def _note_failed(
         self,
@@ -205,6 +205,9 @@ class Router:
         would have to be.
         """
         search.note_failure(entrant.route, error, entrant.progress.n_tokens, trio.current_time())
+        if isinstance(error, CONTINUATION_ERRORS) and so_far.has_begun and not so_far.is_committed:
+            so_far.start_again()  # what is there may be wrong, and no app has seen it
+            search.note_left(entrant.route)
         if not race.running and not so_far.is_whole and not search.may_go_on:
             raise search.error or error
 
@@ -247,7 +250,8 @@ class Router:
             impatient = [
                 each
                 for each in race.running
-                if patience_ends_at(each.progress, each.accepted) <= now
+                if each.progress.first_token is None  # it may have come while others were sought
+                and patience_ends_at(each.progress, each.accepted) <= now
             ]
             if others or len(impatient) < len(race.running):
                 error = DeadlineExceeded("Another donor was asked: no token came.")
@@ -276,9 +280,8 @@ class Router:
         """Ask an idle donor too, if there is one and not too many were lately."""
         first = race.leader.route.candidate
         idle = [route for route in others if can_hedge(first, route.candidate)]
-        if not idle or not self._hedging.budget.take():
-            return
-        if route := self._choose(idle, search, is_hedge=True):
+        route = self._choose(idle, search, is_hedge=True)
+        if route is not None and self._hedging.budget.take():
             search.is_hedged = True
             search.note_asked(route)
             self._enter(race, search, route, so_far, is_hedge=True)
@@ -364,9 +367,9 @@ class Router:
         return self._jittered(error)
 
     def _jittered(self, error: TokenplaceError) -> TokenplaceError:
-        """Apps that were turned away together should not come back together."""
+        """Apps that were turned away together should not come back together, nor too soon."""
         if error.retry_after_s is not None:
-            error.retry_after_s = jittered(error.retry_after_s, self._dice)
+            error.retry_after_s = later(error.retry_after_s, self._dice)
         return error
 
     def _remember(self, progress: Progress) -> None:

@@ -4,6 +4,7 @@ whether it may go on. Start at `Search`. Pure.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tokenplace import defaults
@@ -30,7 +31,8 @@ class Search:
     most of why it is not answered. cut: of the last one that had delivered something. n_fruitless:
     attempts in a row that did not get on. is_hedged: there was a second donor at the same time.
     look_at: not before then it is looked for others again. request: its id. why: the one asked last
-    was chosen. facts: what the choice is made by.
+    was chosen. facts: what the choice is made by. n_busy, free_in_s: donors that were full, and the
+    soonest that one of them said to be asked again.
     """
 
     model: str
@@ -40,6 +42,8 @@ class Search:
     tried: set[str] = field(default_factory=set)
     last: Route | None = None
     again: Route | None = None
+    n_busy: int = 0
+    free_in_s: float = math.inf
     asked_again: set[str] = field(default_factory=set)
     error: TokenplaceError | None = None
     cut: TokenplaceError | None = None
@@ -98,6 +102,9 @@ class Search:
             self.error = error
         self.n_fruitless = 0 if n_tokens >= defaults.PROGRESS_TOKENS else self.n_fruitless + 1
         self.n_crashes += isinstance(error, WorkerCrashed)
+        if isinstance(error, DonorBusy):
+            self.n_busy += 1
+            self.free_in_s = min(self.free_in_s, error.retry_after_s or RETRY_AFTER_S)
         if n_tokens:
             self.cut = error
             self.unanswered_since = now
@@ -120,18 +127,11 @@ class Search:
         answer, so what cut that says more than why nobody went on."""
         if is_committed and self.cut is not None:
             return self.cut
-        return _nobody_left(self.error, len(self.tried))
-
-
-def _nobody_left(error: TokenplaceError | None, n_tried: int) -> TokenplaceError:
-    """What to tell the app when every donor that could be asked has failed before its first
-    token."""
-    if error is None:
-        return NoDonorForModel(retry_after_s=RETRY_AFTER_S)
-    if isinstance(error, DonorBusy):
-        return DonorBusy(
-            f"All {n_tried} donors asked are busy.",
-            retry_after_s=error.retry_after_s or RETRY_AFTER_S,
-        )
-    error.retry_after_s = error.retry_after_s or RETRY_AFTER_S
-    return error
+        if self.error is None:
+            return NoDonorForModel(retry_after_s=RETRY_AFTER_S)
+        if isinstance(self.error, DonorBusy):
+            n_asked = len(self.tried)
+            who = f"All {n_asked}" if self.n_busy >= n_asked else f"{self.n_busy} of the {n_asked}"
+            return DonorBusy(f"{who} donors asked are busy.", retry_after_s=self.free_in_s)
+        self.error.retry_after_s = self.error.retry_after_s or RETRY_AFTER_S
+        return self.error

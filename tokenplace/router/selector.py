@@ -16,7 +16,7 @@ from typing import Final
 from tokenplace import defaults
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import GenerateRequest
-from tokenplace.operations import EmbedRequest, Request
+from tokenplace.operations import EmbedRequest, Request, ScoreRequest
 from tokenplace.router import policy
 from tokenplace.router.affinity import BYTES_PER_TOKEN, KEY_BYTES, Prefix, n_prompt_of
 from tokenplace.router.demand import Demand
@@ -43,7 +43,8 @@ class Facts:
     """What a request is to whoever chooses a donor.
 
     n_prompt, n_answer: tokens, estimated. order: donors wished first. has_chances: may it be risked
-    with somebody unproven? prefixes: the beginnings of its prompt.
+    with somebody unproven? prefixes: the beginnings of its prompt. is_computed: does an answer take
+    a donor as long as its model takes to read the prompt, or longer?
     """
 
     n_prompt: int = policy.EXPECTED_PROMPT_TOKENS
@@ -51,6 +52,7 @@ class Facts:
     order: tuple[str, ...] = ()
     has_chances: bool = True
     prefixes: tuple[Prefix, ...] = ()
+    is_computed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,10 @@ class Selector:
                 return Facts(n_prompt, n_answer, order, not demand.has_tools, prefixes)
             case EmbedRequest():
                 return Facts(sum(map(_n_tokens, request.inputs)), 0, order)
+            case ScoreRequest():
+                return Facts(n_prompt_of(request.input) + len(request.ids), 0, order)
             case _:
-                return Facts(n_prompt_of(request.input), 0, order)
+                return Facts(n_prompt_of(request.input), 0, order, is_computed=False)
 
     def choose(
         self,
@@ -128,14 +132,25 @@ class Selector:
         """Is this machine's own network away, as far as can be told?"""
         return self.memory.is_own_outage(now)
 
-    def ask(self, candidate: Candidate, facts: Facts, now: float, *, wait_s: float = 0.0) -> Notes:
-        """It is asked from now on; tell the `Notes` what comes of it. wait_s: as in `Why`."""
+    def ask(
+        self,
+        candidate: Candidate,
+        facts: Facts,
+        now: float,
+        *,
+        wait_s: float = 0.0,
+        n_resumed: int = 0,
+    ) -> Notes:
+        """It is asked from now on; tell the `Notes` what comes of it. wait_s: as in `Why`.
+        n_resumed: tokens of the answer that it has to read behind the prompt.
+        """
         return self.memory.ask(
             candidate,
             now,
-            n_prompt=facts.n_prompt,
+            n_prompt=facts.n_prompt + n_resumed,
             prefixes=facts.prefixes,
             wait_s=wait_s,
+            is_computed=facts.is_computed,
         )
 
     def _contenders(
