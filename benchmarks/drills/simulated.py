@@ -129,7 +129,11 @@ BAD_DONORS: Final = Plan(
 LIAR: Final = Plan("liar", (Limit("liars_share", at_most=0.08),), (6.0, 2.0), (5, 1))
 SATURATED: Final = Plan("saturated", (Limit("ratio", at_least=3.8),), (3.0, 2.0), (5, 1))
 HERD: Final = Plan(
-    "herd", (Limit("longest", at_most=3.0),), (3.0, 2.0), (1, 1), quickly="small-herd"
+    "herd",
+    (Limit("longest", at_most=3.0), Limit("longest_of_10_s", at_most=3.0)),
+    (3.0, 2.0),
+    (1, 1),
+    quickly="small-herd",
 )
 OUTAGE: Final = Plan(
     "outage",

@@ -5,52 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from tokenplace.cli.output import LABEL_CHARS, counted, fail, human_seconds, table_of
+from tokenplace.cli.output import LABEL_CHARS, counted, fail, human_seconds
 from tokenplace.node.addresses import short
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Status = dict[str, Any]
+_INDENT: Final = "  "
 MIN_ID_CHARS: Final = 4  # of a beginning of an id: fewer mean many requests
 _ID_PREFIXES: Final = ("req_", "chatcmpl-", "cmpl-")  # as apps see ids
-_FIGURES: Final = ("accepted", "first token", "tokens", "took")
-_COLUMNS: Final = (
-    "request",
-    "model / donor",
-    "what became of it",
-    *_FIGURES,
-    "when / why this donor",
-)
 
 
 def print_requests(screen: Console, requests: list[Status]) -> None:
-    """A line for each request, the latest last, and under it one for each attempt."""
+    """Lines for each request, the latest last, and under it for each attempt: who was asked, what
+    came of it and why that one. No table: its lines would be too long for a terminal.
+    """
     if not requests:
         screen.print("\nno requests yet", markup=False)
         return
-    from rich.markup import escape  # a model's name is the app's own word
-
-    table = table_of("latest requests", _COLUMNS, _FIGURES)
+    screen.print("\nlatest requests", style="bold")
     for request in requests:
-        when = f"{human_seconds(request['age_s'])} ago"
-        tokens = str(request["n_tokens"] or "")
-        table.add_row(
-            *(request["id"], escape(request["model"]), request["text"]),
-            *("", "", tokens, _took(request["total_s"]), when),
-        )
+        asked = f"{human_seconds(request['age_s'])} ago, for {request['model']}"
+        screen.print(f"{request['id']}  {asked}", markup=False)
+        screen.print(f"{_INDENT}{request['text']}; {_spent(request)}", markup=False)
         for attempt in request["attempts"]:
-            table.add_row(
-                f"  {attempt['number'] + 1}",
-                short(attempt["donor"]),
-                attempt["text"],
-                _took(attempt["accepted_s"]),
-                _took(attempt["first_token_s"]),
-                _tokens(attempt),
-                _took(attempt["total_s"]),
-                _rule(attempt),
+            rule = f" ({_rule(attempt)})" if attempt["why"] else ""
+            screen.print(
+                f"{_INDENT}{attempt['number'] + 1} {short(attempt['donor'])}{rule}: "
+                f"{attempt['text']}; {_spent(attempt)}",
+                markup=False,
             )
-    screen.print(table)
 
 
 def print_request(screen: Console, requests: list[Status]) -> None:
@@ -117,12 +102,7 @@ def _spent(spent: Status) -> str:
 
 
 def _rule(attempt: Status) -> str:
-    return attempt["why"]["rule"].replace("_", " ") if attempt["why"] else ""
-
-
-def _tokens(attempt: Status) -> str:
-    after = f" after {attempt['n_resumed']}" if attempt["n_resumed"] else ""
-    return f"{attempt['n_tokens']}{after}"
+    return str(attempt["why"]["rule"]).replace("_", " ")
 
 
 def _took(seconds: float | None) -> str:
