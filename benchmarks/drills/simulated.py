@@ -170,7 +170,7 @@ DRILLS: Final = (
     Drill("saturated", "4 donors against 1, saturated", "throughput >= 3.8 x", SATURATED.run),
     Drill(
         "herd",
-        "200 requesters of 20 donors, whose load is told 20 s late",
+        "200 requesters of 20 donors, of whom they know what the load was 20 s ago",
         "no donor over 3 x the mean queue after warm-up",
         HERD.run,
     ),
