@@ -36,10 +36,13 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         (defaults.KEEPALIVE_INTERVAL_S + defaults.KEEPALIVE_TIMEOUT_S,),
     ),
     (
-        "has heard nothing for # s, on a connection with a stream open for # s",
+        "has heard nothing for # s, on a connection with a stream open heard or said nothing "
+        "for # s",
         (defaults.KEEPALIVE_INTERVAL_S, defaults.KEEPALIVE_IN_USE_S),
     ),
-    ("takes no byte for # s. At most", (defaults.WRITE_STALL_S,)),
+    ("takes over # s for one frame. At most", (defaults.WRITE_STALL_S,)),
+    ("a data frame SHOULD hold at most # KiB", (defaults.DATA_FRAME_BYTES / KIB,)),
+    ("a peer for which # of these wait", (defaults.MAX_WAITING_FRAMES,)),
     ("At most # inbound streams", (defaults.MAX_INBOUND_STREAMS,)),
     ("whose protocol is not chosen within # s", (defaults.NEGOTIATE_TIMEOUT_S,)),
     ("first frame has not arrived within # s", (defaults.FIRST_FRAME_TIMEOUT_S,)),
@@ -457,7 +460,11 @@ NUMBERS: Final[list[tuple[str, tuple[float, ...]]]] = [
         "At most 1 in # requests and # more are hedged",
         (defaults.HEDGE_ONE_IN, defaults.HEDGE_BURST),
     ),
-    ("not known yet an answer waits at most # s", (defaults.TWIN_SEARCH_S,)),
+    (
+        "not known yet an answer waits at most # s, and as long for a sign of life from those of "
+        "whom none came within # s",
+        (defaults.TWIN_SEARCH_S, defaults.LIVE_LIFETIME_S),
+    ),
     ("for anybody else after a failure, at most # s", (defaults.NEXT_SEARCH_S,)),
     (
         "a sign of life # s later, then after twice as long each time, at most # s",

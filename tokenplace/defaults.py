@@ -208,19 +208,26 @@ FIRST_FRAME_TIMEOUT_S: Final = 10.0  # what a stream is for must be said by then
 MAX_INBOUND_STREAMS: Final = 128  # on one connection: twice what one bucket may run and queue
 STREAM_WINDOW_BYTES: Final = 256 << 10  # yamux's first window, never grown: 2.5 MB/s at 100 ms
 MAX_UNREAD_BYTES: Final = 8 << 20  # over all streams of one connection: 32 full windows
+# Of a stream, in one yamux frame, as rust-yamux does. A ping waits for one at the most: 2 s at
+# 64 kbit/s.
+DATA_FRAME_BYTES: Final = 16 << 10
+# Pings, credit, openings and ends that a connection has yet to take, 0.3 MB; a peer that has them
+# answered and takes no answer is not read any further.
+MAX_WAITING_FRAMES: Final = 1024
 # Silence after which a connection is asked for a sign of life, and how much more of it ends the
 # connection: together 11 s, below the 12 in which a frozen peer is noticed. An outage of 5 s is
 # survived. A hundred idle connections cost 2 % of a core and 3 KB/s in each direction.
 KEEPALIVE_INTERVAL_S: Final = 4.0
 KEEPALIVE_TIMEOUT_S: Final = 7.0
 # The first of the two with a stream open: where the line is slow to tell what was lost (a round
-# trip of 0.1 s, and no TCP_RTO_MAX_MS), 7 s do not outlive an outage of 5 s, and 9 do.
+# trip of 0.1 s, and no TCP_RTO_MAX_MS), 7 s do not outlive an outage of 5 s, and 9 do. Also how
+# long somebody only listens without a word.
 KEEPALIVE_IN_USE_S: Final = 2.0
 KEEPALIVE_LATE_S: Final = 5.0  # a busy machine is late by a second or two; by more, it stood still
 # The kernel's own bound for bytes that nobody acknowledges, also of a socket that is closed.
 TCP_USER_TIMEOUT_S: Final = 12.0
 TCP_RTO_MAX_S: Final = 1.0  # after an outage TCP is back within so long (Linux 6.15)
-WRITE_STALL_S: Final = 10.0  # a connection that takes no byte for so long is closed
+WRITE_STALL_S: Final = 10.0  # a connection that takes so long for one frame is closed: 1.6 KB/s
 MACHINE_CHECK_S: Final = 1.0  # how soon it is noticed that this machine slept
 INTERFACES_CHECK_S: Final = 5.0  # or moved to another network; looking takes 0.3 ms
 RESET_TIMEOUT_S: Final = 1.0  # resets run shielded and must not wait for a stalled connection
@@ -342,6 +349,7 @@ TWIN_SEARCH_S: Final = 0.5
 # The same for anybody, once a donor has failed: after IDLE_TIMEOUT_S of silence an app is told
 # within 12 s. A walk that meets somebody has by WALK_SOFT_S.
 NEXT_SEARCH_S: Final = 1.5
+SEARCH_GRACE_S: Final = 0.1  # a search that has such an end comes to it itself, with what it has
 # A second donor is asked while the first lets a request wait, for one request in 20 and two more:
 # so the network's load grows by a twentieth at the most.
 HEDGE_ONE_IN: Final = 20

@@ -155,6 +155,11 @@ class ContextLengthExceeded(TokenplaceError):
 
     code, http_status, scope = ErrorCode.CONTEXT_LENGTH_EXCEEDED, 400, Scope.APP
 
+    @property
+    def small_ctx(self) -> int:
+        """A context of so many tokens is too small, by the donor's figures; 0 if it told none."""
+        return max(self.numbers.get("n_ctx", 0), self.numbers.get("n_prompt", 0), 0)
+
 
 class ModelNotOffered(TokenplaceError):
     """The donor does not offer this model any more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -108,6 +110,24 @@ def test_a_failed_donor_is_back_only_by_its_own_word(alice: Donor) -> None:
     assert cache.donors(NOW) == []
     add(cache, alice)
     assert len(cache.donors(NOW)) == 1
+
+
+def test_a_donor_that_says_it_leaves_is_not_listed_until_it_says_otherwise(alice: Donor) -> None:
+    cache = cache_of()
+    add(cache, alice)
+    accepting = alice.load
+    for _ in range(3):  # it is still connected, and answers whoever asks
+        alice.now += 1
+        alice.load = replace(alice.load, state=DonorState.FINISHING)
+        leaving = add(cache, alice)
+        assert cache.donors(alice.now) == []
+        assert cache.failed(alice.now, is_due_only=False) == [leaving]
+    due_at = alice.now + defaults.DONOR_RETRY_S
+    assert cache.failed(due_at - 1, is_due_only=True) == []
+    assert cache.failed(due_at, is_due_only=True) == [leaving]
+    alice.now += 1
+    alice.load = accepting
+    assert add(cache, alice) in cache.donors(alice.now)
 
 
 def test_failing_again_and_again_is_retried_ever_later_but_not_never(alice: Donor) -> None:

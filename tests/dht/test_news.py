@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import trio
@@ -90,6 +91,29 @@ async def test_who_stops_is_asked_no_more_by_those_connected() -> None:
         assert status.load is not None
         assert status.load.state is DonorState.FINISHING
         assert asker.host.is_connected(leaver.host.peer_id), "answers that run go on"
+
+
+async def test_who_stops_is_not_offered_again_while_it_still_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(defaults, "DONOR_RETRY_S", 0.0)  # it is asked at every check
+    monkeypatch.setattr(defaults, "REFRESH_CHECK_S", 0.05)
+    async with open_leaver() as leaver, open_asking_peer([]) as asker:
+        await met(asker, leaver)
+        leaver.finish()
+        await leaver.herald.tell()
+        await wait_until(lambda: not knows(asker, leaver))
+
+        def heard_at() -> float:
+            [record] = asker.finder._cache.failed(asker.finder._now(), is_due_only=False)
+            return record.live_received_at or 0.0
+
+        def is_heard_after(before: float) -> bool:
+            return heard_at() > before
+
+        for _ in range(3):
+            await wait_until(partial(is_heard_after, heard_at()))
+            assert not knows(asker, leaver)
 
 
 async def test_a_model_that_is_offered_no_more_is_told_at_once(

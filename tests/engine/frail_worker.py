@@ -100,7 +100,9 @@ class FrailRunner(Runner):
 
     n_awaited = 0
 
-    def step(self, is_unwanted: Callable[[], bool] = lambda: False) -> list[FromWorker]:
+    def step(
+        self, is_unwanted: Callable[[frozenset[int]], bool] = lambda _: False
+    ) -> list[FromWorker]:
         if len(self._requests) < self.n_awaited:
             self._note(())  # nothing of anybody is computed
             time.sleep(0.001)

@@ -222,6 +222,17 @@ async def test_the_owner_goes_before_those_who_wait(autojump_clock: MockClock) -
     assert order[:3] == [0, 2, 3]
 
 
+async def test_nobody_is_ahead_while_a_slot_is_free(autojump_clock: MockClock) -> None:
+    engine = FakeEngine(replace(SLOW, n_slots=2))
+    ahead = [engine.load.n_ahead]
+    async with trio.open_nursery() as nursery:
+        for name in ("alice", "bob", "carol"):
+            nursery.start_soon(hear, engine, of_bucket(name))
+            await trio.testing.wait_all_tasks_blocked()
+            ahead.append(engine.load.n_ahead)
+    assert ahead == [0, 0, 1, 2]
+
+
 async def test_no_room_is_said_at_once(autojump_clock: MockClock) -> None:
     engine = FakeEngine(replace(SLOW, n_queued=1))
     answers = await hear_all(engine, *map(of_bucket, "abc"))

@@ -294,9 +294,9 @@ def test_a_stopped_step_counts_for_nothing_and_the_next_one_is_not_stopped() -> 
     runner = runner_of(model)
     asked = submit(0, "a" * 40)
     enter(runner, asked)
-    runner.step(lambda: True)
+    runner.step(lambda _: True)
     assert model.slots[0] == []
-    events = runner.step(lambda: True)
+    events = runner.step(lambda _: True)
     assert len(model.slots[0]) == 41  # with the one before every prompt
     tokens = [e for e in events + run(runner) if isinstance(e, NewTokens)]
     assert [i for e in tokens for i in e.ids] == alone(asked)[0]
@@ -309,7 +309,7 @@ def test_no_step_is_stopped_that_carries_a_stream() -> None:
     runner.step()
     enter(runner, submit(1, "b" * 40))
     n_before = len(model.slots[0])
-    runner.step(lambda: True)
+    runner.step(lambda _: True)
     assert len(model.slots[0]) == n_before + 1
 
 

@@ -65,7 +65,7 @@ class RunnerMachine(RuleBasedStateMachine):
     @rule(n=st.integers(1, 12), is_unwanted=st.booleans())
     def step(self, n: int, is_unwanted: bool = False) -> None:
         for _ in range(n):
-            for event in self.runner.step(lambda: is_unwanted):
+            for event in self.runner.step(lambda _: is_unwanted):
                 self.take(event)
 
     @precondition(lambda self: self.asked)

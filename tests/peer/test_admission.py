@@ -43,6 +43,7 @@ def test_the_bucket_of_an_address(remote_ip: str, bucket: str) -> None:
 
 
 NOW = 100.0
+TINY_MODEL, OTHER_MODEL = "a" * 64, "b" * 64
 HOG, OTHER, THIRD = "203.0.113.7", "198.51.100.7", "192.0.2.7"
 
 
@@ -51,10 +52,14 @@ def opened(admission: Admission, remote_ip: str, now: float = NOW) -> Place:
 
 
 def queued(
-    admission: Admission, remote_ip: str, now: float = NOW, shed: list[DonorBusy] | None = None
+    admission: Admission,
+    remote_ip: str,
+    now: float = NOW,
+    shed: list[DonorBusy] | None = None,
+    artifact: str = TINY_MODEL,
 ) -> Place:
     place = opened(admission, remote_ip, now)
-    place.queue_nowait(now)
+    place.queue_nowait(now, artifact=artifact)
     if shed is not None:
         place.on_shed = shed.append
     return place
@@ -250,6 +255,44 @@ def test_who_is_pushed_back_for_too_long_is_shed_for_who_holds_less() -> None:
     light.expect(5, 6, NOW)
     assert not shed, "the newest of that bucket goes, not who waits for longest"
     assert (admission.n_shed, admission.n_queued) == (1, 3)
+
+
+def test_nobody_is_shed_for_who_waits_for_another_model() -> None:
+    admission, shed = Admission(), list[DonorBusy]()
+    too_long_s = defaults.MAX_QUEUE_WAIT_S + 10
+    for _ in range(3):
+        place = queued(admission, HOG, shed=shed)
+        place.expect(5, 6, NOW)
+        place.note_eta(too_long_s, NOW)
+    for _ in range(3):
+        queued(admission, HOG, shed=shed, artifact=OTHER_MODEL)
+    queued(admission, OTHER, artifact=OTHER_MODEL).expect(0, 1, NOW)
+    assert not shed, "it is not in the way of who waits for too long"
+    queued(admission, OTHER).expect(5, 6, NOW)
+    assert len(shed) == 1
+
+
+def test_who_holds_much_of_another_model_does_not_lose_its_part_of_this_one() -> None:
+    admission, shed, hogs_shed = Admission(), list[DonorBusy](), list[DonorBusy]()
+    for _ in range(5):
+        queued(admission, HOG, shed=hogs_shed, artifact=OTHER_MODEL)
+    queued(admission, HOG, shed=hogs_shed)
+    for _ in range(3):
+        queued(admission, OTHER, shed=shed)
+    place = queued(admission, OTHER, shed=shed)
+    place.expect(5, 6, NOW)
+    place.note_eta(defaults.MAX_QUEUE_WAIT_S + 10, NOW)
+    queued(admission, THIRD).expect(5, 6, NOW)
+    assert (len(hogs_shed), len(shed)) == (0, 1)
+
+
+@pytest.mark.usefixtures("small")
+def test_all_models_share_the_places() -> None:
+    admission, shed = Admission(), list[DonorBusy]()
+    for artifact in (TINY_MODEL, TINY_MODEL, OTHER_MODEL, OTHER_MODEL):
+        queued(admission, HOG, shed=shed, artifact=artifact)
+    queued(admission, OTHER)
+    assert len(shed) == 1
 
 
 class AdmissionMachine(RuleBasedStateMachine):

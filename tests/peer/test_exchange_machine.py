@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -52,6 +52,7 @@ from tokenplace.sealing.keys import KeyRing
 LONGEST_S = 60.0  # instead of MAX_EXCHANGE_S: the clock is stepped through it
 MAX_ASKED_AT_ONCE = 3
 MAX_REPLAYS = 2
+MAX_ROUNDS = 4  # of 200 examples; nearly always the first one has seen every state
 ALICES_IP = "203.0.113.7"
 DIRECTIONS = st.booleans()
 
@@ -364,11 +365,23 @@ def states_of(table: Table) -> set[State]:
     return {*table, *(target for row in table.values() for target in row.values())}
 
 
-def test_whatever_the_wire_does_an_exchange_ends_well_or_with_a_reason() -> None:
-    visited.clear()
-    run_state_machine_as_test(
-        ExchangeMachine, settings=settings(max_examples=200, stateful_step_count=40)
+def has_seen_all() -> bool:
+    return all(
+        {state for who, state in visited if who == role} == states_of(table)
+        for role, table in (("requester", REQUESTER), ("donor", DONOR))
     )
-    for role, table in (("requester", REQUESTER), ("donor", DONOR)):
-        seen = {state for who, state in visited if who == role}
-        assert seen == states_of(table), "the machine does not get everywhere"
+
+
+def test_whatever_the_wire_does_an_exchange_ends_well_or_with_a_reason() -> None:
+    """What hypothesis tries changes with the constants of all modules, so that a round may miss a
+    state that the next one meets.
+    """
+    visited.clear()
+    for number in range(MAX_ROUNDS):
+        run_state_machine_as_test(
+            seed(number)(ExchangeMachine),
+            settings=settings(max_examples=200, stateful_step_count=40),
+        )
+        if has_seen_all():
+            return
+    raise AssertionError("the machine does not get everywhere")

@@ -222,6 +222,30 @@ async def test_a_cancelled_opening_leaves_no_stream_behind() -> None:
         assert await can_echo(asker, host.peer_id)
 
 
+async def test_who_waits_for_a_stream_is_told_that_the_host_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_opening = trio.Event()
+
+    async def open_for_ever(*_: object) -> None:
+        is_opening.set()
+        await trio.sleep_forever()
+
+    async def wait_for_a_stream(asker: PeerHost, peer_id: str) -> None:
+        with trio.fail_after(20, shield=True), pytest.raises(ConnectFailed, match="closes"):
+            await asker.open_stream(peer_id, ECHO)
+
+    async with (
+        open_echo_host() as host,
+        trio.open_nursery() as nursery,
+        open_asking_host() as asker,
+    ):
+        await asker.connect(host.peer_id, host.addrs())
+        monkeypatch.setattr(asker.upstream, "new_stream", open_for_ever)
+        nursery.start_soon(wait_for_a_stream, asker, host.peer_id)
+        await is_opening.wait()
+
+
 async def test_an_error_inside_the_block_leaves_it_bare() -> None:
     with pytest.raises(NoDonorForModel):
         async with open_echo_host():

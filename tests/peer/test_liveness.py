@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,33 @@ def test_who_always_says_something_is_asked_nothing(dice: float, in_use: bool) -
         now = tenth / 10
         assert liveness.look(now, in_use=in_use) is Step.WAIT
         assert not liveness.heard(now), "nobody waited for it"
+        liveness.said(now)
+
+
+@given(st.floats(0, 1))
+def test_who_only_listens_speaks_up_while_a_stream_is_open(dice: float) -> None:
+    used, idle = Liveness(0.0, lambda: dice), Liveness(0.0, lambda: dice)
+    spoken_at = [0.0]
+    for tenth in range(200):
+        now = tenth / 10
+        assert idle.look(now, in_use=False) is Step.WAIT
+        if used.look(now, in_use=True) is Step.SPEAK:
+            spoken_at.append(now)
+        for liveness in (used, idle):
+            assert not liveness.heard(now), "no answer is waited for"
+    pauses = [later - sooner for sooner, later in pairwise(spoken_at)]
+    assert max(pauses) <= defaults.KEEPALIVE_IN_USE_S + 0.11
+    assert min(pauses) > defaults.KEEPALIVE_IN_USE_S / 2
+    assert len(pauses) >= 9
+
+
+def test_what_is_said_hides_no_silence_of_the_other_side() -> None:
+    liveness = Liveness(0.0, lambda: 0.0)
+    for second in range(1, 11):
+        liveness.said(float(second))
+        expected = Step.ASK if second == 2 else Step.WAIT
+        assert liveness.look(float(second), in_use=True) is expected
+    assert liveness.look(SILENCE_S, in_use=True) is Step.GIVE_UP
 
 
 def test_an_answer_begins_another_silence() -> None:

@@ -131,17 +131,30 @@ async def test_what_has_begun_is_never_shed(
         assert not any(heard.error for heard in reading)
 
 
-async def test_an_answer_that_comes_whole_is_not_shed(
+async def test_answers_that_come_whole_make_room_too(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr(defaults, "MAX_QUEUED", 1)
-    async with Lab(FakeAnswerer(work_s=5.0)).running() as lab:
+    monkeypatch.setattr(defaults, "MAX_QUEUED", 3)
+    engine = FakeAnswerer(work_s=5.0)
+    question = EmbedRequest("tiny", ("one",), None, artifact=TINY_MODEL)
+    n_busy = 0
+
+    async def embed(lab: Lab) -> None:
+        nonlocal n_busy
+        try:
+            await lab.remote().embed(question)
+        except DonorBusy:
+            n_busy += 1
+
+    async with Lab(engine).running() as lab, trio.open_nursery() as nursery:
         lab.remote_ip = HOG
-        async with trio.open_nursery() as nursery:
-            question = EmbedRequest("tiny", ("one",), None, artifact=TINY_MODEL)
-            nursery.start_soon(lab.remote().embed, question)
-            await wait_until(lambda: lab.admission.n_queued == 1)
-            assert isinstance((await ask(lab, OTHER)).error, DonorBusy)
+        for _ in range(3):
+            nursery.start_soon(embed, lab)
+        await wait_until(lambda: lab.admission.n_queued == 3)
+        lab.remote_ip = OTHER
+        await lab.remote().embed(question)
+        await wait_until(lambda: lab.is_idle)
+        assert (n_busy, engine.n_cancelled, lab.admission.n_shed) == (1, 1, 1)
 
 
 # ---------------------------------------------------------------- the wait

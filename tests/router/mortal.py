@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ import trio
 from tests.fakes import NoOperations
 from tokenplace.engine.fake import FakeEngine
 from tokenplace.engine.fake_model import FakeModel
-from tokenplace.errors import TokenplaceError
+from tokenplace.errors import SearchIncomplete, TokenplaceError
 from tokenplace.generation import (
     Accepted,
     Alive,
@@ -87,10 +88,14 @@ class MortalRoutes:
         self.search_s = search_s
         self.n_searches = 0
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         self.n_searches += 1
         if self.n_searches > 1:
-            await trio.sleep(self.search_s)
+            await trio.sleep(min(self.search_s, within_s))
+            if self.search_s > within_s:
+                raise SearchIncomplete
         return [
             Route(self._candidate(n, donor.engine.model), partial(_same, donor))
             for n, donor in enumerate(self.donors)
@@ -113,6 +118,7 @@ class MortalRoutes:
             is_accepting=True,
             name=model.name,
             features=model.features,
+            n_ctx=model.n_ctx,
         )
 
 

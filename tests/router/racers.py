@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,7 +94,9 @@ class RaceRoutes:
     demands: list[Demand] = field(default_factory=list)
     may_answer: bool = True
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         self.demands.append(demand)
         return [self._route(n) for n in range(1 if len(self.demands) == 1 else len(self.racers))]
 

@@ -28,10 +28,10 @@ from tokenplace.engine.fake_model import FakeModel
 from tokenplace.errors import (
     ConnectFailed,
     ConnectionLost,
-    ContextLengthExceeded,
     DonorBusy,
     DonorInternalError,
     DonorSilent,
+    InvalidRequest,
     PromptMismatch,
     RemoteProtocolError,
     ResumeRejected,
@@ -44,10 +44,15 @@ from tokenplace.generation import (
     Event,
     Finished,
     GenerateRequest,
+    GrammarStop,
     JsonObject,
+    JsonSchema,
     LengthStop,
     Resume,
+    Stop,
+    Tokens,
 )
+from tokenplace.router.continuation import Continuation
 from tokenplace.router.policy import Standing
 
 ERRORS = [ConnectionLost, DonorSilent, DonorInternalError, RemoteProtocolError]
@@ -239,8 +244,9 @@ class Swindler(Mortal):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         async with super().generate(request) as events:
             async for event in events:
-                is_first = isinstance(event, Accepted)
-                yield replace(event, prompt_digest=bytes(32)) if is_first else event
+                if isinstance(event, Accepted):
+                    event = replace(event, prompt_digest=bytes(32))
+                yield event
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -272,6 +278,31 @@ async def test_nobody_is_asked_for_an_answer_that_lacks_only_its_end(
     assert isinstance(end, Finished)
     assert [type(choice.stop) for choice in end.choices] == [LengthStop]
     assert end.usage.n_completion == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "stop"),
+    [
+        (b'{"answer": "ja"}', GrammarStop()),
+        (b'{"answer": "ja"', LengthStop()),
+        (b'"yes"', GrammarStop()),
+        (b"true", GrammarStop()),
+        (b"12", LengthStop()),
+        (b"[" * 10_000, LengthStop()),
+    ],
+    ids=["object", "cut", "text", "true", "a number may go on", "deep"],
+)
+def test_a_form_that_is_complete_with_the_last_token_is_told_from_one_that_is_cut(
+    text: bytes, stop: Stop
+) -> None:
+    """Its donor died before it said why it ended."""
+    request = replace(REQUEST, output=JsonSchema("{}"), max_tokens=1)
+    so_far = Continuation(request)
+    so_far.take(Accepted(bytes(32), 7, 0, 4096, 1, "tp/1", 0, 0))
+    so_far.take(Tokens(0, 0, (1,), (text,)))
+    (end,) = so_far.finish()
+    assert isinstance(end, Finished)
+    assert [choice.stop for choice in end.choices] == [stop]
 
 
 async def test_a_choice_that_had_no_more_room_has_ended_though_the_next_donor_has_more(
@@ -368,10 +399,8 @@ async def test_what_would_repeat_is_not_retried_in_mid_stream_either(
     autojump_clock: MockClock,
 ) -> None:
     twin = Mortal()
-    router = router_over(
-        dying_after(5, DonorSilent()), Mortal([Death(0, ContextLengthExceeded())]), twin
-    )
-    with pytest.raises(ContextLengthExceeded):
+    router = router_over(dying_after(5, DonorSilent()), Mortal([Death(0, InvalidRequest())]), twin)
+    with pytest.raises(InvalidRequest):
         await collect(router)
     assert not twin.requests
 

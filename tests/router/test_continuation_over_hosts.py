@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -88,7 +89,9 @@ class HostRoutes:
     def __post_init__(self) -> None:
         self._addrs = [donor.host.addrs() for donor in self.donors]  # known also when it is gone
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         return [self._route(rank) for rank in range(len(self.donors))]
 
     def _route(self, rank: int) -> Route:

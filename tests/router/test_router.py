@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -74,7 +75,9 @@ class FixedRoutes:
         self.failures: list[tuple[str, TokenplaceError]] = []
         self.demands: list[Demand] = []
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         self.demands.append(demand)
         if self.error:
             raise self.error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from tests.dht.donating import NOW, Donor, identity_of, model_of
 from tests.fakes import EchoEngine
@@ -69,7 +72,9 @@ def record_of(name: str, *models: OfferedModel, load: Load | None = None) -> Don
 
 @dataclass
 class FixedSource:
-    """A finder whose result is fixed; `more` is what it finds when it looks for somebody."""
+    """A finder whose result is fixed; `more` is what it finds when it looks for somebody. find_s:
+    how long it takes, if it is given the time.
+    """
 
     records: tuple[DonorRecord, ...] = ()
     complete: bool = True
@@ -77,6 +82,8 @@ class FixedSource:
     sought: list[tuple[frozenset[str], frozenset[str]]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     asked: list[tuple[tuple[NamedModel, ...], float]] = field(default_factory=list)
+    kept_fresh: list[NamedModel] = field(default_factory=list)
+    find_s: float = 0.0
 
     async def find(
         self,
@@ -87,10 +94,17 @@ class FixedSource:
         peers: frozenset[str] = frozenset(),
     ) -> FindResult:
         self.asked.append((tuple(models), deadline_s))
+        await trio.sleep(min(self.find_s, deadline_s))
         if not features and not peers:
             return FindResult(self.records, self.complete)
         self.sought.append((features, peers))
         return FindResult(self.more, self.complete)
+
+    @contextmanager
+    def keep_fresh(self, model: NamedModel) -> Iterator[None]:
+        self.kept_fresh.append(model)
+        yield
+        self.kept_fresh.remove(model)
 
     def known(self) -> Sequence[DonorRecord]:
         return self.records
@@ -236,6 +250,30 @@ def test_what_is_offered_now_names_this_peer_first() -> None:
 )
 def test_the_artifact_decides_the_rank(wanted: list[NamedModel], rank: int | None) -> None:
     assert rank_of(TINY_MODEL, wanted) == rank
+
+
+async def test_a_search_ends_in_time_though_it_takes_two(autojump_clock: MockClock) -> None:
+    """The second has what the first left; what is known counts."""
+    alice, bob = record_of("alice", TOOL_MODEL), record_of("bob", TOOL_MODEL)
+    source = FixedSource((alice,), more=(bob,), find_s=0.3)
+    network = Network(source, trust=Trust({bob.peer_id: ""}))
+    (route,) = await network.routes.find(KNOWN.name, WITH_TOOLS, within_s=0.5)
+    assert route.candidate.donor == bob.peer_id
+    assert trio.current_time() == pytest.approx(0.5)
+    assert [deadline_s for _, deadline_s in source.asked] == pytest.approx([0.5, 0.2])
+
+
+async def test_who_is_asked_has_its_twins_kept_fresh_and_says_its_room() -> None:
+    """Of `auto`, which may be any of many models, those of what is asked."""
+    alice = record_of("alice", TINY_MODEL)
+    network = Network(FixedSource((alice,)), own=[OwnModel(TINY_MODEL, EchoEngine(), 0)])
+    own, other = await network.routes.find("auto", ANYTHING)
+    assert own.candidate.n_ctx == other.candidate.n_ctx == TINY_MODEL.n_ctx
+    with other.asking():
+        assert network.source.kept_fresh == [NamedModel(KNOWN.name, KNOWN.artifact, KNOWN.template)]
+        with own.asking():
+            assert len(network.source.kept_fresh) == 1, "the own engine has no part in the network"
+    assert not network.source.kept_fresh
 
 
 # ---------------------------------------------------------------- wishes and trust

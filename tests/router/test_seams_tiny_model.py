@@ -7,6 +7,7 @@ and whoever reads the text, make of the seam is what counts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,7 +94,9 @@ class EngineRoutes:
 
     donors: Sequence[Cut]
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         return [self._route(rank, donor) for rank, donor in enumerate(self.donors)]
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -75,7 +76,9 @@ class OneRoute:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         candidate = Candidate(BOB, TINY_MODEL, "", 0, 0, 0.0, 0.0, None, True, "tiny-model")
         return [Route(candidate, self.lab.remote)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -62,7 +63,9 @@ class FixedRoutes:
     features: tuple[str, ...] = (Feature.CHAT,)
     failures: list[TokenplaceError] = field(default_factory=list)
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         routes = [self.route(number) for number in range(len(self.models))]
         passed = screen([route.candidate for route in routes], demand, NO_TRUST)
         return [route for route in routes if route.candidate in passed]

@@ -260,7 +260,8 @@ class DirectoryCache:
         known.record, known.heard_at = record, now
         if is_own_word:
             known.proven_at = now
-            known.n_failures = 0
+            # Who leaves answers still, but takes nothing new: asked again when it may be back.
+            known.n_failures, known.failed_at = int(record.is_leaving), now
         self._floors.raise_to(record.keys, Kind.KEYS, record.keys_envelope, now)
         self._floors.raise_to(record.offer, Kind.OFFER, record.offer_envelope, now)
         if record.live is not None and record.live_envelope is not None:

@@ -28,7 +28,7 @@ class Explorer:
     """Fills the scout's cache, and keeps what is in there fresh."""
 
     def __init__(self, scout: Scout, asked_lately: Callable[[], Sequence[Wanted]]) -> None:
-        """asked_lately: what was looked for in the last `ASKED_FOR_S`."""
+        """asked_lately: what was looked for in the last `ASKED_FOR_S`, or is asked now."""
         self._scout = scout
         self._asked_lately = asked_lately
         self._lane = Lane.of(defaults.BACKGROUND_FETCHES, defaults.BACKGROUND_WALKS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -86,6 +87,7 @@ class Finder:
         self._nursery = nursery
         self._searches: dict[Wanted, _Search] = {}
         self._asked_at: dict[Wanted, float] = {}
+        self._kept_fresh: Counter[Wanted] = Counter()
         self._lane = Lane.of(defaults.FOREGROUND_FETCHES, defaults.FOREGROUND_WALKS)
 
     # ------------------------------------------------------------ for who asks
@@ -120,6 +122,21 @@ class Finder:
                     break
                 is_joining = False
         return FindResult(self._usable(wanted), complete)
+
+    @contextmanager
+    def keep_fresh(self, model: NamedModel) -> Iterator[None]:
+        """Until the block exits this model counts as asked for: an answer of it may be long, and
+        who could go on with it is to be known when it is cut, not only then to be looked for.
+        """
+        wanted = Wanted((model,))
+        self._kept_fresh[wanted] += 1
+        try:
+            yield
+        finally:
+            self._kept_fresh[wanted] -= 1
+            if not self._kept_fresh[wanted]:
+                del self._kept_fresh[wanted]
+            self._note_asked(wanted)
 
     def known(self) -> list[DonorRecord]:
         """All donors that can be asked now, of whatever model."""
@@ -173,9 +190,10 @@ class Finder:
             del self._asked_at[next(iter(self._asked_at))]
 
     def asked_lately(self) -> list[Wanted]:
-        """What was looked for in the last `ASKED_FOR_S`."""
+        """What was looked for in the last `ASKED_FOR_S`, or is kept fresh."""
         since = trio.current_time() - defaults.ASKED_FOR_S
-        return [wanted for wanted, at in self._asked_at.items() if at >= since]
+        lately = [wanted for wanted, at in self._asked_at.items() if at >= since]
+        return [*self._kept_fresh, *lately]
 
     async def _probe(self, wanted: Wanted) -> None:
         """Donors are known, but from others or from long ago: see who lives, not for long."""

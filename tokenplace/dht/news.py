@@ -122,11 +122,8 @@ class NewsReader:
     def _take(self, peer_id: str, entry: Entry) -> None:
         if signer_of(entry.keys) != peer_id:
             raise RemoteProtocolError("news: of somebody else")
-        now = self._now()
-        record = self._cache.add(entry, answered_by=peer_id, now=now)
+        record = self._cache.add(entry, answered_by=peer_id, now=self._now())
         assert record is not None, "an own peer is not known"
         if not record.offer.models:
             self._cache.forget(peer_id)
-        elif record.is_leaving:
-            self._cache.mark_failed(peer_id, now)  # so nobody asks before it may be back
         self._publish()

@@ -7,6 +7,7 @@ that happens, the clock, and what is told of it. Knows no llama.cpp and no socke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ class Runner:
             n_left=self._n_left,
         )
         self._requests: dict[int, Answering | Scoring] = {}
-        self._was_stopped = False  # the last step
+        self._stopped: list[Chunk] = []  # what the last step was to compute, if it was stopped
         self._lengths = Lengths()
         self._streamed_at = clock()  # the last step that held no stream
         self._told_at = self._streamed_at  # those who wait
@@ -154,17 +155,22 @@ class Runner:
         """Forget a request, running or waiting; one that has ended already is no fault."""
         if request not in self._requests:
             return []
+        # Else asking and leaving, again and again, would be free.
+        self._scheduler.charge(c for c in self._stopped if c.sequence.request == request)
         self._end(request)
         return self._positions()
 
     # ------------------------------------------------------------ a step
 
-    def step(self, is_unwanted: Callable[[], bool] = lambda: False) -> list[FromWorker]:
+    def step(
+        self, is_unwanted: Callable[[frozenset[int]], bool] = lambda _: False
+    ) -> list[FromWorker]:
         """Compute a little for everybody, and say what came of it. Does nothing when idle.
 
-        is_unwanted: whether a running request was cancelled meanwhile, so that a long step may
-        better be stopped; must not raise. After a stopped step comes one that is not, so that
-        whoever asks and cancels, again and again, does not keep others' prompts from moving.
+        is_unwanted: whether one of these requests, which the step computes, was cancelled
+        meanwhile, so that a long step may better be stopped; must not raise. After a stopped step
+        comes one that is not, so that whoever asks and cancels, again and again, does not keep
+        others' prompts from moving.
         """
         began_at = self._clock()
         n_running = len(self._scheduler.running)
@@ -173,10 +179,10 @@ class Runner:
         if not is_held:
             self._streamed_at = began_at
         n_decode = 0 if is_held else n_streams
-        can_stop = self._backend.can_stop and n_decode == 0 and not self._was_stopped
+        can_stop = self._backend.can_stop and n_decode == 0 and not self._stopped
         step_s = defaults.READING_STEP_S if can_stop else defaults.PREFILL_STEP_S
         n_prompt = self.pace.chunk(n_decode, step_s)
-        self._was_stopped = False
+        self._stopped = []
         plan = self._scheduler.schedule(
             max(1, min(n_prompt, self._backend.n_batch - n_running)),
             defaults.SCORE_ROWS,
@@ -186,17 +192,18 @@ class Runner:
         if self._scheduler.waiting and began_at - self._told_at >= defaults.ETA_RENEW_S:
             self._told_at = began_at
             events += self._positions()
-        self._note({chunk.sequence.request for chunk in plan.chunks})
+        requests = frozenset(chunk.sequence.request for chunk in plan.chunks)
+        self._note(requests)
         try:
             self._apply(plan.moves)
-            rows = self._decode(plan.chunks, is_unwanted if can_stop else None)
+            rows = self._decode(plan.chunks, partial(is_unwanted, requests) if can_stop else None)
         except Stopped:
-            self._was_stopped = True
+            self._stopped = plan.chunks
             self._apply(self._scheduler.take_back(plan.chunks))
         except CacheFull:
             events += self._make_room(plan)
         except DecodeFailed:
-            for request in {chunk.sequence.request for chunk in plan.chunks}:
+            for request in requests:
                 events += self._fail(request, "The model could not compute this answer.")
         else:
             events += self._take(plan.chunks, rows)
@@ -337,8 +344,11 @@ class Runner:
         return [request for request in in_order if request not in running]
 
     def _positions(self) -> list[FromWorker]:
-        """Where those stand that have not begun, and when they may expect to."""
-        waiting = [r for r in self._waiting_requests() if not self._has_begun(r)]
+        """Where those stand that have not begun, or have to wait again, and when they may expect to
+        go on. Of a request whose other choices had their turn the rest are no news.
+        """
+        again = {s.request for s in self._scheduler.waiting if s.is_requeued}
+        waiting = [r for r in self._waiting_requests() if r in again or not self._has_begun(r)]
         waits = self._waits() if waiting else {}
         return [
             Progress(request, Phase.QUEUED, 0.0, place, _milliseconds(waits[request]))
@@ -362,7 +372,7 @@ class Runner:
             seen.add(sequence.request)
             n_prompt = sequence.n_missing - self._scheduler.n_cached(sequence) if is_first else 1
             coming.append(Work(n_prompt, self._n_left(sequence)))
-        all_waits = forecast(works, coming, self._backend.size.n_running, self.pace)
+        all_waits = forecast(works, coming, self._scheduler.n_seats(waiting), self.pace)
         waits: dict[int, Wait] = {}
         for sequence, wait in zip((*running, *waiting), all_waits, strict=True):
             waits.setdefault(sequence.request, wait)

@@ -13,10 +13,11 @@ the moment: then it is copied instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tokenplace import defaults
+from tokenplace.engine.accounts import Accounts
 from tokenplace.engine.sequence import Sequence, n_common
 from tokenplace.engine.slots import Prefix, Slot, SlotTable
 
@@ -93,7 +94,7 @@ class Scheduler:
         self._can_cut = can_cut
         self._is_owner_first = is_owner_first
         self._n_left = n_left
-        self._given: dict[str, int] = {}  # bucket: what it was given, in costs
+        self._accounts = Accounts()
         self._n_arrived = 0
         self._n_started = 0
         self._has_news = False  # did anything change that could let somebody start?
@@ -105,11 +106,8 @@ class Scheduler:
 
     def submit(self, sequence: Sequence) -> None:
         """Let it wait for its turn."""
-        if sequence.bucket not in self._active_buckets():
-            # Who was away has saved nothing up, and is owed nothing.
-            least = min((self._given[b] for b in self._active_buckets()), default=0)
-            self._given[sequence.bucket] = max(self._given.get(sequence.bucket, 0), least)
-            self._forget_absent(sequence.bucket)
+        waiting, running = ({s.bucket for s in some} for some in (self.waiting, self.running))
+        self._accounts.enter(sequence.bucket, waiting, running)
         sequence.arrival = self._n_arrived
         self._n_arrived += 1
         self.waiting.append(sequence)
@@ -134,6 +132,18 @@ class Scheduler:
     def in_order(self) -> list[Sequence]:
         """Those that wait, in the order in which they may be expected to start."""
         return list(self._turns())
+
+    def n_seats(self, waiting: list[Sequence]) -> int:
+        """How many can run at once of those that do and of `waiting`, in this order: at most the
+        seats there are, and fewer where the KV cache has no room for who is next.
+        """
+        n, n_cells = len(self.running), 0
+        for sequence in waiting[: self._max_running - n]:
+            n_cells += sequence.n_wanted
+            if self._table.make_room(n_cells) is None:
+                return max(1, n)
+            n += 1
+        return self._max_running
 
     def n_cached(self, sequence: Sequence) -> int:
         """Tokens of its prompt that it would find now, or once those that run are so far."""
@@ -188,9 +198,14 @@ class Scheduler:
         """These were not computed after all; what of them may have been is to be forgotten."""
         for chunk in chunks:
             chunk.sequence.n_past = chunk.start
-            self._given[chunk.sequence.bucket] -= self._cost(chunk)
+            self._accounts.charge(chunk.sequence.bucket, -self._cost(chunk))
         slots = [(chunk.sequence.slot, chunk.start) for chunk in chunks]
         return [Keep(slot, start) for slot, start in slots if slot is not None]
+
+    def charge(self, chunks: Iterable[Chunk]) -> None:
+        """These were taken back because of whom they are for, so its bucket pays for them."""
+        for chunk in chunks:
+            self._accounts.charge(chunk.sequence.bucket, self._cost(chunk))
 
     def requeue_youngest(self) -> list[Sequence]:
         """The backend found no room although the budget has some: the youngest makes some. It is
@@ -219,7 +234,7 @@ class Scheduler:
             n_rows = 1 if end == sequence.n_ids else 0
         sequence.n_past = end
         chunk = Chunk(sequence, start, n, n_rows)
-        self._given[sequence.bucket] += self._cost(chunk)
+        self._accounts.charge(sequence.bucket, self._cost(chunk))
         return chunk
 
     @staticmethod
@@ -278,6 +293,7 @@ class Scheduler:
                 return  # nobody overtakes who needs more room: large requests would never start
             self.waiting.remove(sequence)
             self.running.append(sequence)
+            self._accounts.seat(sequence.bucket)
             plan.started.append(sequence)
 
     def _turns(self) -> Iterator[Sequence]:
@@ -288,7 +304,7 @@ class Scheduler:
         for sequence in self.waiting:
             queues.setdefault(sequence.bucket, []).append(sequence)
         # What each will have been given once those before it have ended.
-        given: dict[str, float] = {bucket: self._given[bucket] for bucket in queues}
+        given: dict[str, float] = {b: self._accounts.given(b) for b in queues}
         for sequence in self.running:
             if sequence.bucket in given:
                 given[sequence.bucket] += self._n_left(sequence) * _ANSWER_COST
@@ -378,14 +394,3 @@ class Scheduler:
         for slot in slots:
             self._table.forget(slot)
             plan.moves.append(Keep(slot.index, 0))
-
-    # ------------------------------------------------------------ accounts
-
-    def _active_buckets(self) -> set[str]:
-        return {sequence.bucket for sequence in (*self.waiting, *self.running)}
-
-    def _forget_absent(self, newcomer: str) -> None:
-        """Accounts of those who are gone say nothing once there are many of them."""
-        if len(self._given) > defaults.MAX_ACCOUNTS:
-            active = self._active_buckets() | {newcomer}
-            self._given = {b: given for b, given in self._given.items() if b in active}

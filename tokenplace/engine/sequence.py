@@ -130,6 +130,11 @@ class Sequence:
         return self.n_ids - self.n_prompt
 
     @property
+    def is_requeued(self) -> bool:
+        """Had it a slot, and lost it?"""
+        return self.slot is None and self.n_cached is not None
+
+    @property
     def is_stream(self) -> bool:
         """Does its answer go on with the next step?"""
         return self.n_missing == 1 and self.n_new > 0 and self.first_row is None

@@ -160,13 +160,15 @@ class _Mail:
         taken, self._messages = self._messages, []
         return taken
 
-    def has_cancel(self) -> bool:
-        """Is a request cancelled, or nobody left to work for? For a step that may be stopped."""
+    def has_cancel(self, computed: frozenset[int]) -> bool:
+        """Is one of these requests cancelled, or nobody left to work for? For a step that may be
+        stopped: for who only waits nobody's is.
+        """
         try:
             self._look()
         except ParentGone:
             return True  # said again by the next look
-        return any(isinstance(message, Cancel) for message in self._messages)
+        return any(isinstance(m, Cancel) and m.request in computed for m in self._messages)
 
     def _look(self) -> None:
         while (value := self._pipe.receive_nowait()) is not None:

@@ -6,6 +6,7 @@ behind it, and a request that comes too early waits a little or is told why not.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -115,13 +116,17 @@ class LateRoutes:
         self._routes = routes
         self._are_there.set()
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         """See `router.Routes`."""
-        with trio.move_on_after(START_WAIT_S):
+        ends_at = trio.current_time() + within_s
+        with trio.move_on_after(min(START_WAIT_S, within_s)):
             await self._are_there.wait()
         if self._routes is None:
             raise SearchIncomplete("This peer is still starting.", retry_after_s=START_WAIT_S)
-        return await self._routes.find(model, demand)
+        left_s = max(ends_at - trio.current_time(), 0.0)
+        return await self._routes.find(model, demand, within_s=left_s)
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
         """See `router.Routes`."""

@@ -8,7 +8,8 @@ which queued request runs next, and says how long each will wait; nothing waits 
 
 Differs from a queue with a fixed length: what bounds it is how long a newcomer would wait here and
 now, and a full one makes room for whoever holds less of it than others: the newest request of the
-bucket that holds most is shed, before it has begun.
+bucket that holds most is shed, before it has begun. All models share the places; the requests of
+each artifact wait for each other only.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class _Stage(Enum):
     SHED = auto()  # it will not run, and is being told so
 
 
+_HELD: Final = frozenset({_Stage.QUEUED, _Stage.RUNNING})  # places that are shared out
+
+
 class Admission:
     """All open requests by bucket and stage, and how long the queued ones have to wait.
 
@@ -76,6 +80,7 @@ class Admission:
         self.n_shed = 0
         self._counts: Counter[tuple[str, _Stage]] = Counter()
         self._totals: Counter[_Stage] = Counter()
+        self._held: Counter[tuple[str, str]] = Counter()  # bucket, artifact: queued and running
         self._held_bytes: Counter[str] = Counter()
         self._queue: list[Place] = []  # the newest last
 
@@ -95,8 +100,7 @@ class Admission:
     @property
     def n_buckets(self) -> int:
         """Buckets whose requests are queued or running."""
-        held = (_Stage.QUEUED, _Stage.RUNNING)
-        return len({bucket for bucket, stage in self._counts if stage in held})
+        return len({bucket for bucket, stage in self._counts if stage in _HELD})
 
     def open_nowait(self, remote_ip: str, now: float) -> Place:
         """A place for a new stream, before anything was read. Raises `DonorBusy`."""
@@ -133,24 +137,33 @@ class Admission:
         if too_long_s > 0:
             self.n_refused += 1
             raise _busy(too_long_s)
-        if max(place.wait_s(now) for place in self._queue) > defaults.MAX_QUEUE_WAIT_S:
-            heaviest = self._heaviest(newcomer.bucket, self._n_held(newcomer.bucket))
+        artifact = newcomer.artifact  # who waits for another one waits not because of the newcomer
+        waits = [place.wait_s(now) for place in self._queue if place.artifact == artifact]
+        if max(waits) > defaults.MAX_QUEUE_WAIT_S:
+            n_held = self._n_held(newcomer.bucket, artifact)
+            heaviest = self._heaviest(newcomer.bucket, n_held, artifact)
             if heaviest is not None:
                 self._shed(heaviest, now)
 
-    def _n_held(self, bucket: str) -> int:
+    def _n_held(self, bucket: str, artifact: str | None = None) -> int:
+        if artifact is not None:
+            return self._held[bucket, artifact]
         return self._counts[bucket, _Stage.QUEUED] + self._counts[bucket, _Stage.RUNNING]
 
-    def _heaviest(self, newcomer: str, n_held: int) -> Place | None:
+    def _heaviest(self, newcomer: str, n_held: int, artifact: str | None = None) -> Place | None:
         """Who makes room for a bucket that holds so many places with its new one: the newest queued
-        request of the bucket that holds most, if that is more.
+        request of the bucket that holds most, if that is more; of one artifact only, or of all.
 
         So no bucket is brought below its part of the places by another one.
         """
-        shedable = [place for place in self._queue if place.on_shed is not None]
+        shedable = [
+            place
+            for place in self._queue
+            if place.on_shed is not None and artifact in (None, place.artifact)
+        ]
         others = {place.bucket for place in shedable} - {newcomer}
-        heaviest = max(others, key=lambda bucket: (self._n_held(bucket), bucket), default="")
-        if not heaviest or self._n_held(heaviest) <= n_held:
+        heaviest = max(others, key=lambda b: (self._n_held(b, artifact), b), default="")
+        if not heaviest or self._n_held(heaviest, artifact) <= n_held:
             return None
         return next(place for place in reversed(shedable) if place.bucket == heaviest)
 
@@ -197,6 +210,10 @@ class Admission:
         if new is not None:
             self._totals[new] += 1
             self._counts[bucket, new] += 1
+        key = bucket, place.artifact
+        self._held[key] += (new in _HELD) - (old in _HELD)
+        if not self._held[key]:
+            del self._held[key]
         if old is _Stage.QUEUED:
             self._queue.remove(place)
         if new is _Stage.QUEUED:
@@ -207,12 +224,13 @@ class Place:
     """One exchange's place. `release` never waits, so it is safe in `finally`.
 
     on_shed: called with the error when it has to make room for somebody else while it is queued;
-    never, as long as it is None.
+    never, as long as it is None. artifact: whose queue it is in, once it is queued.
     """
 
     def __init__(self, admission: Admission, bucket: str) -> None:
         """bucket: whom it counts against, never empty."""
         self.bucket = bucket
+        self.artifact = ""
         self.on_shed: Callable[[DonorBusy], None] | None = None
         self._admission = admission
         self._stage: _Stage | None = None
@@ -229,13 +247,14 @@ class Place:
         self._admission._hold(self.bucket, n_bytes, now)
         self._n_bytes += n_bytes
 
-    def queue_nowait(self, now: float, *, may_shed: bool = True) -> None:
-        """The request was read and opened. Raises `DonorBusy`.
+    def queue_nowait(self, now: float, *, artifact: str = "", may_shed: bool = True) -> None:
+        """The request, for this artifact, was read and opened. Raises `DonorBusy`.
 
         may_shed: whether another bucket's may go for it if the queue is full.
         """
         assert self._stage is _Stage.OPEN, "queued twice"
         self._admission._admit(self.bucket, now, may_shed=may_shed)
+        self.artifact = artifact
         self._go(_Stage.QUEUED)
 
     def expect(self, wait_s: float, eta_s: float, now: float) -> None:

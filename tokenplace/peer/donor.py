@@ -29,7 +29,6 @@ from tokenplace.errors import (
     RequestTooBig,
     TokenplaceError,
 )
-from tokenplace.generation import GenerateRequest
 from tokenplace.operations import Answerer, Request
 from tokenplace.peer import grease
 from tokenplace.peer.admission import Admission, Place
@@ -156,7 +155,9 @@ class Donor:
         sealer = AnswerSealer(request.resp_secret, request.reply_key, opened.digest)
         self._epochs.accept(request.epoch, opened.enc, now)
         # A hedge is meant for a slot that is idle: nobody has to go for it.
-        place.queue_nowait(trio.current_time(), may_shed=not request.hedge)
+        place.queue_nowait(
+            trio.current_time(), artifact=request.artifact, may_shed=not request.hedge
+        )
         return request, sealer
 
     async def _refuse(self, stream: PeerStream, exchange: Exchange, no: TokenplaceError) -> None:
@@ -188,8 +189,7 @@ class Donor:
             request = to_request(opened, place.bucket)
             answer.exchange.expect(request)
             model = self._find_model(request)
-            if isinstance(request, GenerateRequest):  # of all else nobody knows if it has begun
-                place.on_shed = answer.shed
+            place.on_shed = answer.shed
             with answer.generating:
                 await work(model, request, answer.put, place, self.statistics)
             if answer.generating.cancelled_caught:

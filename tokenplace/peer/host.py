@@ -195,7 +195,8 @@ class PeerHost:
                 await stream.reset()
             else:
                 opening.stream = stream
-        opening.done.set()
+        finally:  # also when the host closes: else who waits shielded would wait on
+            opening.done.set()
 
     def set_stream_handler(
         self,
@@ -262,7 +263,7 @@ class _Opening:
 
     done: trio.Event = field(default_factory=trio.Event)
     stream: Libp2pStream | None = None
-    reason: str = ""
+    reason: str = "the host closes"
     is_abandoned: bool = False
 
 

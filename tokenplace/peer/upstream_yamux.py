@@ -13,7 +13,11 @@ Start at `MendedYamux`; `MendedUpgrader` makes libp2p use it. Mended against lib
 - **keepalive** `:719` A missing pong was ignored, so a frozen peer went unnoticed; and everybody
   was pinged, however much came from there. When to ask, and when to give up: `liveness`.
 - **torn write** `:875` A task cancelled inside a write left half a Noise message on the wire, or
-  the message counter one ahead: every other stream of the connection died with it.
+  the message counter one ahead: every other stream of the connection died with it. Now frames leave
+  from a task of their own, `frame_writer`.
+- **slow line** `:874`, `:1487` The answer to a ping waited behind the data of all streams, in
+  frames of 64 KiB, and with it the task that reads: a connection full of answers seemed dead. A
+  reset waited there too, and so did its caller.
 - **reset** `:1058`, `:638` A stream that the peer reset, or that was lost with its connection,
   looked like one that ended well; one that this side reset left its own reader waiting for ever.
 - **unread end** `:1716` What had arrived but was not read yet was lost with the connection.
@@ -45,9 +49,9 @@ from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import (
     FLAG_SYN,
     HEADER_SIZE,
-    MAX_MESSAGE_SIZE,
     PROTOCOL_ID,
     TYPE_DATA,
+    TYPE_GO_AWAY,
     TYPE_PING,
     YAMUX_HEADER_FORMAT,
     Yamux,
@@ -56,6 +60,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 from libp2p.transport.upgrader import TransportUpgrader
 
 from tokenplace import defaults
+from tokenplace.peer.frame_writer import FrameWriter
 from tokenplace.peer.gate import Seat
 from tokenplace.peer.liveness import Liveness, Step
 
@@ -63,6 +68,7 @@ log = logging.getLogger(__name__)
 
 YAMUX: TProtocol = TProtocol(PROTOCOL_ID)
 _VERSION: Final = b"\0"  # a header's first byte
+_TYPE: Final = 1  # where in a header its type is
 
 
 class MendedYamuxStream(YamuxStream):
@@ -114,14 +120,13 @@ class MendedYamuxStream(YamuxStream):
         sent = 0
         while sent < len(data):
             await self._wait_for_window()
-            part = data[sent : sent + min(self._send_window, MAX_MESSAGE_SIZE - HEADER_SIZE)]
+            part = data[sent : sent + min(self._send_window, defaults.DATA_FRAME_BYTES)]
             self._send_window -= len(part)
             header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, self.stream_id, len(part))
             await self.conn._write_frame(header + part)
             sent += len(part)
 
     async def _wait_for_window(self) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()  # the writing of a frame is shielded
         while True:
             if self.closed or self.send_closed:
                 raise MuxedStreamError("the stream is closed for sending")
@@ -206,6 +211,7 @@ class MendedYamux(Yamux):
         self.secured_conn = cast(ISecureConn, _HeardConn(secured_conn, self._note_heard))
         self.liveness = Liveness(trio.current_time())
         self._liveness_changed = trio.Event()
+        self._writer = FrameWriter(self._write)
 
     async def start(self) -> None:
         self.idle_since = trio.current_time()
@@ -256,16 +262,32 @@ class MendedYamux(Yamux):
         return await super()._read_data_body(length)
 
     async def _write_frame(self, data: bytes) -> None:
-        with trio.move_on_after(defaults.WRITE_STALL_S, shield=True) as stall:
-            try:
-                await super()._write_frame(data)
-            except Exception as error:  # of TCP or of Noise: neither can be gone on with
-                await self.drop()
-                raise RawConnError("the connection is broken") from error
-        if stall.cancelled_caught:
+        """Waits until data are out; all else leaves by itself, but for a goodbye, after which the
+        socket is closed.
+        """
+        try:
+            if len(data) > HEADER_SIZE:
+                await self._writer.send(data)
+                return
+            is_over = await self._writer.post(data)
+        except trio.ClosedResourceError:
+            raise RawConnError("the connection is closed") from None  # words that upstream knows
+        if data[_TYPE] == TYPE_GO_AWAY:
+            with trio.move_on_after(defaults.RESET_TIMEOUT_S):
+                await is_over.wait()
+
+    async def _write(self, frame: bytes) -> None:
+        await self.secured_conn.write(frame)
+        self.liveness.said(trio.current_time())
+
+    async def _write_frames(self) -> None:
+        try:
+            await self._writer.run()
+        except trio.TooSlowError:
             log.debug("no byte went out to %s in time", self.peer_id)
-            await self.drop()
-            raise RawConnError("the peer takes no more bytes")
+        except Exception as error:  # of TCP or of Noise: neither can be gone on with
+            log.debug("writing to %s: %s", self.peer_id, type(error).__name__)
+        await self.drop()
 
     # ------------------------------------------------------------ signs of life
 
@@ -279,16 +301,19 @@ class MendedYamux(Yamux):
             self._liveness_changed.set()
 
     async def _measure_rtt_loop(self) -> None:
-        """Upstream's task for pings. Ends with the connection, which cancels it."""
-        async with trio.open_nursery() as pinging:
+        """Upstream's task for pings, beside which frames are written. Ends with the connection,
+        which cancels it.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_frames)
             while True:
                 self._liveness_changed = trio.Event()
                 with trio.move_on_at(self.liveness.due_at(in_use=bool(self.streams))):
                     await self._liveness_changed.wait()
                 match self.liveness.look(trio.current_time(), in_use=bool(self.streams)):
-                    case Step.ASK:
-                        # Apart: whoever takes no byte would hold this up.
-                        pinging.start_soon(self._ping)
+                    case Step.ASK | Step.SPEAK:
+                        # Apart: whoever takes no byte may hold this up.
+                        nursery.start_soon(self._ping)
                     case Step.GIVE_UP:
                         log.debug("%s is silent", self.peer_id)
                         await self.drop()

@@ -10,6 +10,7 @@ next donor draws the same end at the same place.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from tokenplace.generation import (
     Event,
     Finished,
     GenerateRequest,
+    GrammarStop,
     LengthStop,
     Resume,
     Stop,
@@ -32,7 +34,7 @@ from tokenplace.generation import (
 
 @dataclass
 class _Delivered:
-    """Of one choice. pieces: only kept where stop strings may be among them."""
+    """Of one choice. pieces: only kept where they tell of an end."""
 
     ids: list[int] = field(default_factory=list)
     pieces: list[bytes] = field(default_factory=list)
@@ -75,6 +77,14 @@ class Continuation:
         """Is there something to go on from, and is it not more than a request may name?"""
         n_ids = sum(len(self._choices[number].ids) for number in self._unfinished())
         return self.has_begun and n_ids <= defaults.MAX_NEW_TOKENS
+
+    @property
+    def n_ids(self) -> int:
+        """Of the longest choice that is to be resumed, with its prompt: to go on with it a context
+        must hold more."""
+        n_prompt = self._first.n_prompt if self._first is not None else 0
+        resumed = [len(self._choices[number].ids) for number in self._unfinished()]
+        return n_prompt + max(resumed, default=0)
 
     @property
     def request(self) -> GenerateRequest:
@@ -131,7 +141,7 @@ class Continuation:
         choice = self._choices[tokens.choice]
         assert tokens.index == len(choice.ids), "checked where it was read"
         choice.ids += tokens.ids
-        if self._stops:
+        if self._stops or self._request.output is not None:
             choice.pieces += tokens.pieces
 
     def _own(self, last: Finished) -> Finished:
@@ -172,4 +182,16 @@ class Continuation:
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             return StringStop(min(found)[1].decode())
-        return LengthStop() if choice.ids and len(choice.ids) >= self._max_new else None
+        if not choice.ids or len(choice.ids) < self._max_new:
+            return None
+        has_form = self._request.output is not None
+        return GrammarStop() if has_form and _is_whole_json(text) else LengthStop()
+
+
+def _is_whole_json(text: bytes) -> bool:
+    """Can nothing follow? Of a number nobody knows: its next digit may be missing."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, bool) or not isinstance(value, (int, float))

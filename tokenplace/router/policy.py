@@ -50,7 +50,8 @@ class Candidate:
     0 first. queue: requests ahead. prefill_tps, decode_tps: tokens/s, 0 if unknown. rtt_s: None if
     unknown. name: what the model is called here. features, quantization: the donor's word. group:
     the network it is in, which somebody with many identities has to pay for; empty if unknown.
-    load_age_s: how old queue and speeds are; None if they are unknown.
+    load_age_s: how old queue and speeds are; None if they are unknown. n_ctx: tokens of its
+    context; 0 if unknown.
     """
 
     donor: str
@@ -67,6 +68,7 @@ class Candidate:
     quantization: str = ""
     group: str = ""
     load_age_s: float | None = None
+    n_ctx: int = 0
 
     @property
     def is_own(self) -> bool:
@@ -77,6 +79,10 @@ class Candidate:
     def called(self) -> str:
         """The donor as people call it."""
         return self.donor or OWN_ENGINE
+
+    def has_room(self, n_tokens: int) -> bool:
+        """May its context hold more than so many tokens?"""
+        return not self.n_ctx or self.n_ctx > n_tokens
 
     @property
     def served(self) -> str:

@@ -192,7 +192,7 @@ class Race:
 
     async def _run(self, entrant: Entrant) -> None:
         try:
-            with entrant._scope:
+            with entrant._scope, entrant.route.asking():
                 try:
                     await self._ask(entrant)
                 # Raised by whoever reads the race: out of the nursery it would come in a group.

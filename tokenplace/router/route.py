@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,20 +19,25 @@ RETRY_AFTER_S: Final = 5.0  # a new donor is found by the background search with
 @dataclass(frozen=True, slots=True)
 class Route:
     """A candidate, and how to get what reaches it if it is chosen. may_answer: may it still, by
-    what the user says now?
+    what the user says now? asking: entered while it is asked, so that who could go on with its
+    answer is not lost sight of, however long that is.
     """
 
     candidate: Candidate
     open: Callable[[], Answerer]
     may_answer: Callable[[Demand], bool] = lambda _: True
+    asking: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Routes(Protocol):
     """Where the routes for a model come from: own engines and the network's donors."""
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         """All routes known for a model name as an app sent it that meet a request's demand; waits
-        for a search only when there are none.
+        for a search, or for signs of life, only when there are none with any of late, and no longer
+        than `within_s`. What is known by then counts.
 
         Raises `ModelNotFound`, `NoDonorForModel`, `SearchIncomplete`, and what `demand.screen`
         raises.

@@ -130,7 +130,8 @@ class Router:
             notes = self._notes(search, route)
             asked = question_to(route.candidate, question)
             try:
-                reply = await ask(route.open(), asked)
+                with route.asking():
+                    reply = await ask(route.open(), asked)
                 progress.outcome = Outcome.FINISHED
                 notes.finished(trio.current_time())
                 return reply, route.candidate
@@ -288,13 +289,11 @@ class Router:
 
     async def _others(self, search: Search) -> Sequence[Route]:
         """Who else could be asked now, as far as that is known at once."""
-        with trio.move_on_after(defaults.TWIN_SEARCH_S):
-            try:
-                routes = await self._routes.find(search.model, search.demand)
-            except TokenplaceError:
-                return []
-            return [route for route in routes if route.candidate.donor not in search.tried]
-        return []
+        try:
+            routes = await self._find(search, defaults.TWIN_SEARCH_S)
+        except TokenplaceError:
+            return []
+        return [route for route in routes if route.candidate.donor not in search.tried]
 
     # ------------------------------------------------------------ whom to ask
 
@@ -305,7 +304,7 @@ class Router:
         route = None
         if so_far is not None and so_far.has_begun:
             if so_far.can_resume:
-                route = search.take_again() or await self._find_twin(search)
+                route = search.take_again() or await self._find_twin(search, so_far)
             if route is None and so_far.is_committed:
                 return None
             if route is None:
@@ -317,10 +316,8 @@ class Router:
 
     async def _find_anybody(self, search: Search) -> Route | None:
         waits_s = math.inf if search.error is None else defaults.NEXT_SEARCH_S
-        routes: Sequence[Route] = ()
         try:
-            with trio.move_on_after(waits_s):
-                routes = await self._routes.find(search.model, search.demand)
+            routes = await self._find(search, waits_s)
         except TokenplaceError as error:
             if search.error is None:
                 is_own = self._selector.is_own_outage(trio.current_time())
@@ -329,17 +326,23 @@ class Router:
             return None  # what went wrong with the donor asked before says more
         return self._choose(routes, search)
 
-    async def _find_twin(self, search: Search) -> Route | None:
+    async def _find_twin(self, search: Search, so_far: Continuation) -> Route | None:
         """Somebody who can go on with what the donor asked last has begun."""
         assert search.last is not None, "an answer that has begun has a donor"
         begun = search.last.candidate
-        with trio.move_on_after(defaults.TWIN_SEARCH_S):
-            try:
-                routes = await self._routes.find(search.model, search.demand)
-            except TokenplaceError:
-                return None
-            return self._choose([r for r in routes if are_twins(r.candidate, begun)], search)
-        return None
+        try:
+            routes = await self._find(search, defaults.TWIN_SEARCH_S)
+        except TokenplaceError:
+            return None
+        twins = [route for route in routes if are_twins(route.candidate, begun)]
+        return self._choose([r for r in twins if r.candidate.has_room(so_far.n_ids)], search)
+
+    async def _find(self, search: Search, within_s: float) -> Sequence[Route]:
+        """Who has room for it, as far as that shows in so long. Raises what `Routes.find` does."""
+        with trio.move_on_after(within_s + defaults.SEARCH_GRACE_S):
+            routes = await self._routes.find(search.model, search.demand, within_s=within_s)
+            return [route for route in routes if route.candidate.has_room(search.small_ctx)]
+        return []
 
     def _choose(
         self, routes: Sequence[Route], search: Search, *, is_hedge: bool = False

@@ -7,10 +7,14 @@ A name means what this peer's tables say it means; what only donors claim never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
+
+import trio
 
 from tokenplace.dht.donors import DonorRecord
 from tokenplace.dht.finder import FindResult
@@ -42,6 +46,9 @@ class DonorSource(Protocol):
         """Donors of any of these models with all of these features, and if `peers` is not empty
         only among these; from memory if there are some, else by searching.
         """
+
+    def keep_fresh(self, model: NamedModel) -> AbstractContextManager[None]:
+        """Until the block exits, stay informed of this model's donors."""
 
     def known(self) -> Sequence[DonorRecord]:
         """All donors that are known now."""
@@ -93,15 +100,17 @@ class NetworkRoutes:
         self._why_nobody = why_nobody
         self._now = now
 
-    async def find(self, model: str, demand: Demand) -> Sequence[Route]:
+    async def find(
+        self, model: str, demand: Demand, *, within_s: float = math.inf
+    ) -> Sequence[Route]:
         """See `router.Routes`."""
+        ends_at = trio.current_time() + within_s
         wanted = self._names().resolve(model)
         trust = self._trust_for(demand)
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
-        result = await self._source.find(
-            wanted, deadline_s=OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S
-        )
+        deadline_s = OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S
+        result = await self._source.find(wanted, deadline_s=min(deadline_s, within_s))
         routes = [*own, *self._routes_to(result.donors, wanted)]
         if not routes:
             error = NoDonorForModel if result.complete else SearchIncomplete
@@ -113,8 +122,12 @@ class NetworkRoutes:
             others = sought(demand, trust)
             if others is None or not (own or others.peers or len(wanted) > 1):
                 raise
+        left_s = max(ends_at - trio.current_time(), 0.0)
         more = await self._source.find(
-            wanted, deadline_s=SEARCH_DEADLINE_S, features=others.features, peers=others.peers
+            wanted,
+            deadline_s=min(SEARCH_DEADLINE_S, left_s),
+            features=others.features,
+            peers=others.peers,
         )
         records = {record.peer_id: record for record in (*result.donors, *more.donors)}
         routes = [*own, *self._routes_to(records.values(), wanted)]
@@ -149,6 +162,7 @@ class NetworkRoutes:
                 name=wanted[rank].name,
                 features=own.offered.features,
                 quantization=own.offered.quant,
+                n_ctx=own.offered.n_ctx,
             )
             yield Route(candidate, own.open)
 
@@ -179,9 +193,15 @@ class NetworkRoutes:
                     quantization=offered.quant,
                     group=groups[record.peer_id],
                     load_age_s=now - heard_at if load and heard_at is not None else None,
+                    n_ctx=offered.n_ctx,
                 )
-                may_answer = partial(self._may_answer, candidate)
-                yield Route(candidate, partial(self._open_donor, record), may_answer)
+                same = NamedModel(wanted[rank].name, offered.artifact, offered.template)
+                yield Route(
+                    candidate,
+                    partial(self._open_donor, record),
+                    partial(self._may_answer, candidate),
+                    partial(self._source.keep_fresh, same),
+                )
 
     def _may_answer(self, candidate: Candidate, demand: Demand) -> bool:
         """Does it pass by what the user says now?"""

@@ -1,0 +1,162 @@
+"""Who could go on with an answer is known when it is cut, however long it was: a real finder, with
+routes and a router over it, in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.dht.finder_lab import Network, now, open_finder_in
+from tests.router.mortal import REQUEST, Death, Mortal, MortalRoutes, choices_of, collect
+from tokenplace import defaults
+from tokenplace.dht.finder import Finder
+from tokenplace.engine.fake import FakeEngine
+from tokenplace.engine.fake_model import FakeModel
+from tokenplace.errors import DonorSilent
+from tokenplace.generation import Tokens
+from tokenplace.models.catalogue import CATALOGUE
+from tokenplace.models.names import ModelNames, NamedModel
+from tokenplace.operations import CountRequest
+from tokenplace.peer.adverts import OfferedModel
+from tokenplace.peer.streams import PeerStream
+from tokenplace.router.demand import Demand
+from tokenplace.router.route import Route
+from tokenplace.router.router import Router
+from tokenplace.router.routes import NetworkRoutes
+from tokenplace.router.trust import NO_TRUST
+
+KNOWN = CATALOGUE[0]
+OFFERED = OfferedModel(KNOWN.name, KNOWN.artifact, KNOWN.template, "test", 4096, ("chat",))
+SLOW = FakeModel(KNOWN.name, KNOWN.artifact, KNOWN.template, prefill_tps=1e6, decode_tps=1.0)
+LONG = replace(REQUEST, model=KNOWN.name, max_tokens=400)
+COUNT = CountRequest(KNOWN.name, REQUEST.input, REQUEST.as_of)
+CUT_S = 240  # long after the last search, and between two idle refreshes
+
+
+@dataclass(eq=False)
+class Far(Network):
+    """Everybody's answers take longer than a search for a twin may."""
+
+    async def open_stream(
+        self, peer_id: str, protocol: str, addrs: Sequence[str] = ()
+    ) -> PeerStream:
+        await trio.sleep(1.4 * defaults.TWIN_SEARCH_S)
+        return await super().open_stream(peer_id, protocol, addrs)
+
+
+@asynccontextmanager
+async def open_router(network: Network, *donors: Mortal) -> AsyncIterator[tuple[Router, Finder]]:
+    """Over a finder that has met a peer for each of the donors, and whom nobody tells any more."""
+    reach = {network.add(f"donor {n}"): donor for n, donor in enumerate(donors)}
+    for peer_id in reach:
+        network.donors[peer_id].models = [OFFERED]
+    network.in_dht = list(reach)
+    async with open_finder_in(network) as finder:
+        await finder.find([NamedModel(KNOWN.name, KNOWN.artifact)])
+        await trio.sleep(2)
+        assert len(finder.known()) == len(donors)
+        network.in_dht = []
+        routes = NetworkRoutes(
+            ModelNames,
+            lambda: [],
+            finder,
+            lambda record: reach[record.peer_id],
+            trust=lambda: NO_TRUST,
+            why_nobody=lambda: "",
+            now=now,
+        )
+        yield Router(routes, wall_clock=now, dice=Random(7)), finder
+
+
+def dying() -> Mortal:
+    """Of two, whoever is asked first dies; the other has the whole rest."""
+    return Mortal([Death(1 + CUT_S, DonorSilent())], FakeEngine(SLOW))
+
+
+async def test_donors_of_a_model_stay_fresh_while_it_answers(autojump_clock: MockClock) -> None:
+    network = Network()
+    engines = [Mortal(engine=FakeEngine(SLOW)) for _ in range(2)]
+    async with open_router(network, *engines) as (router, finder):
+        async with router.generate(LONG) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    assert all(record.load(now()) for record in finder.known())
+        assert trio.current_time() > 400
+        await trio.sleep(defaults.ASKED_FOR_S - 1)
+        assert all(record.load(now()) for record in finder.known()), "as after any search"
+        await trio.sleep(defaults.REFRESH_ASKED_S + 30)
+        assert not any(record.load(now()) for record in finder.known())
+
+
+async def test_an_answer_keeps_its_donors_fresh_until_the_last_of_several_ends(
+    autojump_clock: MockClock,
+) -> None:
+    model = NamedModel(KNOWN.name, KNOWN.artifact)
+    async with open_finder_in(Network()) as finder:
+        with finder.keep_fresh(model):
+            with finder.keep_fresh(model):
+                await trio.sleep(2 * defaults.ASKED_FOR_S)
+            await trio.sleep(2 * defaults.ASKED_FOR_S)
+            (wanted,) = finder.asked_lately()
+            assert wanted.models == (model,)
+        await trio.sleep(defaults.ASKED_FOR_S + 1)
+        assert finder.asked_lately() == []
+
+
+async def test_a_long_answer_goes_on_with_a_twin_at_once(autojump_clock: MockClock) -> None:
+    async with open_router(Far(), dying(), dying()) as (router, _):
+        longest_s, last_at = 0.0, math.inf
+        async with router.generate(replace(LONG, max_tokens=CUT_S + 50)) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    longest_s = max(longest_s, trio.current_time() - last_at)
+                    last_at = trio.current_time()
+        assert [attempt.n_tokens for attempt in router.attempts] == [CUT_S, 50]
+        assert longest_s < 1 / SLOW.decode_tps + defaults.TWIN_SEARCH_S / 2, "nobody was sought"
+
+
+async def test_a_twin_of_which_nothing_was_heard_lately_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Its sign of life takes longer than the app is kept waiting: it is asked without."""
+    monkeypatch.setattr(defaults, "REFRESH_ASKED_S", 10 * CUT_S)
+    monkeypatch.setattr(defaults, "REFRESH_IDLE_S", 10 * CUT_S)
+    async with open_router(Far(), dying(), dying()) as (router, _):
+        events = await collect(router, replace(LONG, max_tokens=CUT_S + 5))
+        assert len(choices_of(events)[0].ids) == CUT_S + 5
+        assert [attempt.n_tokens for attempt in router.attempts] == [CUT_S, 5]
+
+
+async def test_a_whole_answer_keeps_its_donors_fresh_too(autojump_clock: MockClock) -> None:
+    class Counting(Mortal):
+        async def count(self, request: CountRequest) -> int:
+            await trio.sleep(CUT_S)
+            return 7
+
+    async with open_router(Network(), Counting(engine=FakeEngine(SLOW))) as (router, finder):
+        assert await router.count(COUNT) == 7
+        assert all(record.load(now()) for record in finder.known())
+
+
+async def test_routes_that_overstay_their_time_do_not_keep_the_app_waiting(
+    autojump_clock: MockClock,
+) -> None:
+    class Late(MortalRoutes):
+        async def find(
+            self, model: str, demand: Demand, *, within_s: float = math.inf
+        ) -> Sequence[Route]:
+            return await super().find(model, demand)
+
+    dead = Mortal([Death(0, DonorSilent())])
+    routes = Late(dead, Mortal(), search_s=60)
+    with pytest.raises(DonorSilent):
+        await collect(Router(routes, wall_clock=now, dice=Random(7)))
+    expected_s = defaults.NEXT_SEARCH_S + defaults.SEARCH_GRACE_S
+    assert trio.current_time() == pytest.approx(expected_s)
