@@ -103,7 +103,7 @@ async def _json_of(module: str, *arguments: str) -> Any:
 
 
 async def _run_seeds(scale: Scale) -> Result:
-    n_seeds = scale.times(5000, 40)
+    n_seeds = scale.times(5000, 24)
     told = await _json_of(
         "benchmarks.simulation", "--seeds", str(n_seeds), "--from", str(scale.seed), "--json"
     )
@@ -119,19 +119,19 @@ async def _run_seeds(scale: Scale) -> Result:
     )
 
 
-CHURN: Final = Plan("churn", (Limit("answered", at_least=0.995),), (10.0, 2.0), (5, 1))
+CHURN: Final = Plan("churn", (Limit("answered", at_least=0.995),), (10.0, 1.0), (5, 1))
 BAD_DONORS: Final = Plan(
     "bad-donors",
     (Limit("bad_share", at_most=0.03), Limit("ratio", at_most=1.3)),
-    (6.0, 6.0),
+    (6.0, 3.0),
     (5, 1),
 )
 LIAR: Final = Plan("liar", (Limit("liars_share", at_most=0.08),), (6.0, 2.0), (5, 1))
-SATURATED: Final = Plan("saturated", (Limit("ratio", at_least=3.8),), (3.0, 2.0), (5, 1))
+SATURATED: Final = Plan("saturated", (Limit("ratio", at_least=3.8),), (3.0, 1.0), (5, 1))
 HERD: Final = Plan(
     "herd",
     (Limit("longest", at_most=3.0), Limit("longest_of_10_s", at_most=3.0)),
-    (3.0, 2.0),
+    (3.0, 1.25),
     (1, 1),
     quickly="small-herd",
 )

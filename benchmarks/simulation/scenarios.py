@@ -70,7 +70,8 @@ class _Run:
 
     def measured(self, figures: Mapping[str, float]) -> Measured:
         """With what is wrong in any answer."""
-        faults = [fault for asked in self.asked for fault in faults_of(asked, [MODEL])]
+        models = self.world.plan.models
+        faults = [fault for asked in self.asked for fault in faults_of(asked, models)]
         return Measured(len(self.asked), figures, tuple(faults))
 
     def after(self, time: float) -> list[Asked]:
@@ -103,7 +104,7 @@ def _plan(
     return Plan(
         tuple((spec, _LINE) for spec in donors),
         (RequesterSpec(n_apps=n_apps, n_requests=0, line=_LINE),) * n_requesters,
-        (MODEL,),
+        (donors[-1].model,),  # they differ in speed alone
         habits,
     )
 
