@@ -260,12 +260,12 @@ async def test_who_goes_while_the_prompt_is_read_frees_the_slot(way: str) -> Non
                     await gone.wait()
 
         nursery.start_soon(requester)
-        await wait_until(lambda: bob.engine.load.n_running == 1)
-        assert bob.admission.n_running == 1
+        await wait_until(lambda: bob.engine.load.n_running == bob.admission.n_running == 1)
         leaving.set()
         # Its prompt would be read for a minute and more.
-        await wait_until(lambda: not bob.engine.load.n_running, timeout_s=10)
-        assert bob.admission.n_running == 0
+        await wait_until(
+            lambda: bob.engine.load.n_running == bob.admission.n_running == 0, timeout_s=10
+        )
         gone.set()
 
 
