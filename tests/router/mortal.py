@@ -89,7 +89,12 @@ class MortalRoutes:
         self.n_searches = 0
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         self.n_searches += 1
         if self.n_searches > 1:

@@ -95,7 +95,12 @@ class RaceRoutes:
     may_answer: bool = True
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         self.demands.append(demand)
         return [self._route(n) for n in range(1 if len(self.demands) == 1 else len(self.racers))]

@@ -90,7 +90,12 @@ class HostRoutes:
         self._addrs = [donor.host.addrs() for donor in self.donors]  # known also when it is gone
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         return [self._route(rank) for rank in range(len(self.donors))]
 

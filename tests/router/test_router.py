@@ -76,7 +76,12 @@ class FixedRoutes:
         self.demands: list[Demand] = []
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         self.demands.append(demand)
         if self.error:

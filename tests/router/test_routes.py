@@ -92,6 +92,7 @@ class FixedSource:
         deadline_s: float,
         features: frozenset[str] = frozenset(),
         peers: frozenset[str] = frozenset(),
+        besides: frozenset[str] = frozenset(),
     ) -> FindResult:
         self.asked.append((tuple(models), deadline_s))
         await trio.sleep(min(self.find_s, deadline_s))

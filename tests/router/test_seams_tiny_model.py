@@ -95,7 +95,12 @@ class EngineRoutes:
     donors: Sequence[Cut]
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         return [self._route(rank, donor) for rank, donor in enumerate(self.donors)]
 

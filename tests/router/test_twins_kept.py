@@ -19,7 +19,7 @@ from tokenplace import defaults
 from tokenplace.dht.finder import Finder
 from tokenplace.engine.fake import FakeEngine
 from tokenplace.engine.fake_model import FakeModel
-from tokenplace.errors import DonorSilent
+from tokenplace.errors import DonorBusy, DonorSilent
 from tokenplace.generation import Tokens
 from tokenplace.models.catalogue import CATALOGUE
 from tokenplace.models.names import ModelNames, NamedModel
@@ -134,6 +134,35 @@ async def test_a_twin_of_which_nothing_was_heard_lately_is_not_lost(
         assert [attempt.n_tokens for attempt in router.attempts] == [CUT_S, 5]
 
 
+async def test_a_twin_that_had_failed_and_is_back_is_found_when_it_is_needed(
+    autojump_clock: MockClock,
+) -> None:
+    """Soon after its failure, when nobody has asked it for a sign of life yet; and the donor that
+    has just died still looks as if it lived."""
+    network = Network()
+    mortal = Mortal([Death(4, DonorSilent())], FakeEngine(SLOW))
+    twin = Mortal(engine=FakeEngine(SLOW))
+    async with open_router(network, mortal, twin) as (router, finder):
+        _, back = network.donors
+        finder.mark_failed(back)
+        assert len(finder.known()) == 1
+        events = await collect(router, replace(LONG, max_tokens=10))
+    assert len(choices_of(events)[0].ids) == 10
+    assert [attempt.n_tokens for attempt in router.attempts] == [3, 7]
+
+
+async def test_where_all_are_busy_nobody_else_is_sought(autojump_clock: MockClock) -> None:
+    network = Network()
+    busy = Mortal([Death(0, DonorBusy(retry_after_s=2.0))], FakeEngine(SLOW))
+    async with open_router(network, busy, Mortal(engine=FakeEngine(SLOW))) as (router, finder):
+        _, failed = network.donors
+        finder.mark_failed(failed)
+        n_before = network.n_asked_since(0.0)
+        with pytest.raises(DonorBusy):
+            await collect(router, LONG)
+        assert network.n_asked_since(0.0) == n_before
+
+
 async def test_a_whole_answer_keeps_its_donors_fresh_too(autojump_clock: MockClock) -> None:
     class Counting(Mortal):
         async def count(self, request: CountRequest) -> int:
@@ -150,7 +179,12 @@ async def test_routes_that_overstay_their_time_do_not_keep_the_app_waiting(
 ) -> None:
     class Late(MortalRoutes):
         async def find(
-            self, model: str, demand: Demand, *, within_s: float = math.inf
+            self,
+            model: str,
+            demand: Demand,
+            *,
+            within_s: float = math.inf,
+            besides: frozenset[str] = frozenset(),
         ) -> Sequence[Route]:
             return await super().find(model, demand)
 

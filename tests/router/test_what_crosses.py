@@ -77,7 +77,12 @@ class OneRoute:
         self.lab = lab
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         candidate = Candidate(BOB, TINY_MODEL, "", 0, 0, 0.0, 0.0, None, True, "tiny-model")
         return [Route(candidate, self.lab.remote)]

@@ -64,7 +64,12 @@ class FixedRoutes:
     failures: list[TokenplaceError] = field(default_factory=list)
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         routes = [self.route(number) for number in range(len(self.models))]
         passed = screen([route.candidate for route in routes], demand, NO_TRUST)

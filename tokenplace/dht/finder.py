@@ -99,14 +99,15 @@ class Finder:
         deadline_s: float = defaults.FIND_TIMEOUT_S,
         features: frozenset[str] = frozenset(),
         peers: frozenset[str] = frozenset(),
+        besides: frozenset[str] = frozenset(),
     ) -> FindResult:
         """Donors of any of `models`, as soon as there are some; at the latest after `deadline_s`.
 
         Whose donors count: see `Wanted`. Ends early, with an empty and complete result, when it is
         certain that nobody offers one.
         """
-        wanted = Wanted(tuple(models), features, peers)
-        self._note_asked(wanted)
+        wanted = Wanted(tuple(models), features, peers, besides)
+        self._note_asked(Wanted(tuple(models), features, peers))
         complete = False
         # A search under way may have begun while our own network was away: its failure says nothing
         # of now.

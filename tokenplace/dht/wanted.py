@@ -14,7 +14,8 @@ from tokenplace.models.syntax import is_sha256
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Any of these models, with all of `features`; if `peers` is not empty, of one of these.
+    """Any of these models, with all of `features`; if `peers` is not empty, of one of these, and of
+    none of `besides`.
 
     If the artifact of one is known, artifacts and templates decide, and names only say where to
     look: they are the donor's word. Otherwise a name is enough. Whom one trusts is nobody else's
@@ -24,10 +25,13 @@ class Wanted:
     models: tuple[NamedModel, ...]
     features: frozenset[str] = frozenset()
     peers: frozenset[str] = frozenset()
+    besides: frozenset[str] = frozenset()
 
     def is_met_by(self, record: DonorRecord) -> bool:
         """Does the donor offer one of them?"""
         if self.peers and record.peer_id not in self.peers:
+            return False
+        if record.peer_id in self.besides:
             return False
         offered = [o for o in record.offer.models if self.features.issubset(o.features)]
         if any(model.artifact for model in self.models):

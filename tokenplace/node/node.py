@@ -117,7 +117,12 @@ class LateRoutes:
         self._are_there.set()
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         """See `router.Routes`."""
         ends_at = trio.current_time() + within_s
@@ -126,7 +131,7 @@ class LateRoutes:
         if self._routes is None:
             raise SearchIncomplete("This peer is still starting.", retry_after_s=START_WAIT_S)
         left_s = max(ends_at - trio.current_time(), 0.0)
-        return await self._routes.find(model, demand, within_s=left_s)
+        return await self._routes.find(model, demand, within_s=left_s, besides=besides)
 
     def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
         """See `router.Routes`."""

@@ -33,11 +33,17 @@ class Routes(Protocol):
     """Where the routes for a model come from: own engines and the network's donors."""
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         """All routes known for a model name as an app sent it that meet a request's demand; waits
         for a search, or for signs of life, only when there are none with any of late, and no longer
-        than `within_s`. What is known by then counts.
+        than `within_s`. What is known by then counts. besides: donors that do not count, so that
+        others are sought when there are only these; also those that had failed before.
 
         Raises `ModelNotFound`, `NoDonorForModel`, `SearchIncomplete`, and what `demand.screen`
         raises.

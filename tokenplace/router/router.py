@@ -317,7 +317,7 @@ class Router:
     async def _find_anybody(self, search: Search) -> Route | None:
         waits_s = math.inf if search.error is None else defaults.NEXT_SEARCH_S
         try:
-            routes = await self._find(search, waits_s)
+            routes = await self._find(search, waits_s, besides=search.lost)
         except TokenplaceError as error:
             if search.error is None:
                 is_own = self._selector.is_own_outage(trio.current_time())
@@ -331,16 +331,20 @@ class Router:
         assert search.last is not None, "an answer that has begun has a donor"
         begun = search.last.candidate
         try:
-            routes = await self._find(search, defaults.TWIN_SEARCH_S)
+            routes = await self._find(search, defaults.TWIN_SEARCH_S, besides=search.lost)
         except TokenplaceError:
             return None
         twins = [route for route in routes if are_twins(route.candidate, begun)]
         return self._choose([r for r in twins if r.candidate.has_room(so_far.n_ids)], search)
 
-    async def _find(self, search: Search, within_s: float) -> Sequence[Route]:
+    async def _find(
+        self, search: Search, within_s: float, besides: frozenset[str] = frozenset()
+    ) -> Sequence[Route]:
         """Who has room for it, as far as that shows in so long. Raises what `Routes.find` does."""
         with trio.move_on_after(within_s + defaults.SEARCH_GRACE_S):
-            routes = await self._routes.find(search.model, search.demand, within_s=within_s)
+            routes = await self._routes.find(
+                search.model, search.demand, within_s=within_s, besides=besides
+            )
             return [route for route in routes if route.candidate.has_room(search.small_ctx)]
         return []
 

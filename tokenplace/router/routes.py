@@ -42,9 +42,10 @@ class DonorSource(Protocol):
         deadline_s: float,
         features: frozenset[str] = frozenset(),
         peers: frozenset[str] = frozenset(),
+        besides: frozenset[str] = frozenset(),
     ) -> FindResult:
-        """Donors of any of these models with all of these features, and if `peers` is not empty
-        only among these; from memory if there are some, else by searching.
+        """Donors of any of these models with all of these features, if `peers` is not empty only
+        among these, and none of `besides`; from memory if there are some, else by searching.
         """
 
     def keep_fresh(self, model: NamedModel) -> AbstractContextManager[None]:
@@ -101,7 +102,12 @@ class NetworkRoutes:
         self._now = now
 
     async def find(
-        self, model: str, demand: Demand, *, within_s: float = math.inf
+        self,
+        model: str,
+        demand: Demand,
+        *,
+        within_s: float = math.inf,
+        besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
         """See `router.Routes`."""
         ends_at = trio.current_time() + within_s
@@ -110,7 +116,9 @@ class NetworkRoutes:
         own = list(self._own_routes(wanted))
         # With a donor that was heard of lately this neither waits nor asks anybody.
         deadline_s = OWN_SEARCH_DEADLINE_S if own else SEARCH_DEADLINE_S
-        result = await self._source.find(wanted, deadline_s=min(deadline_s, within_s))
+        result = await self._source.find(
+            wanted, deadline_s=min(deadline_s, within_s), besides=besides
+        )
         routes = [*own, *self._routes_to(result.donors, wanted)]
         if not routes:
             error = NoDonorForModel if result.complete else SearchIncomplete
@@ -128,6 +136,7 @@ class NetworkRoutes:
             deadline_s=min(SEARCH_DEADLINE_S, left_s),
             features=others.features,
             peers=others.peers,
+            besides=besides,
         )
         records = {record.peer_id: record for record in (*result.donors, *more.donors)}
         routes = [*own, *self._routes_to(records.values(), wanted)]

@@ -75,6 +75,13 @@ class Search:
         return self.error is None or (_may_do_better(self.error) and self.n_crashes < 2)
 
     @property
+    def lost(self) -> frozenset[str]:
+        """Who was asked and will not answer: others are worth a search. Where all are busy there is
+        no need to ask the network for more at every request.
+        """
+        return frozenset() if isinstance(self.error, DonorBusy) else frozenset(self.tried)
+
+    @property
     def ends_at(self) -> float:
         """When the app is told that nobody answers."""
         return self.unanswered_since + defaults.MAX_UNANSWERED_S
