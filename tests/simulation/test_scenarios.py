@@ -25,6 +25,8 @@ from tokenplace.router.memory import Memory, Notes
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.no_cover  # it would take half of their time
+
 
 def test_half_of_the_donors_are_replaced_every_minute() -> None:
     measured = run_churn(1, 1.0)
