@@ -25,7 +25,7 @@ from benchmarks.drills.table import Drill, Result, Scale, all_drills
 from tokenplace.cli.stopping import until_signal
 
 FILE_WIDTH: Final = 160  # a terminal's own, where there is one
-QUICK_AT_ONCE: Final = 4  # most of a drill is waiting
+QUICK_AT_ONCE: Final = 3  # most of a drill is waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ async def _json_of(module: str, *arguments: str) -> Any:
 
 
 async def _run_seeds(scale: Scale) -> Result:
-    n_seeds = scale.times(5000, 24)
+    n_seeds = scale.times(5000, 12)
     told = await _json_of(
         "benchmarks.simulation", "--seeds", str(n_seeds), "--from", str(scale.seed), "--json"
     )
@@ -123,7 +123,7 @@ CHURN: Final = Plan("churn", (Limit("answered", at_least=0.995),), (10.0, 1.0), 
 BAD_DONORS: Final = Plan(
     "bad-donors",
     (Limit("bad_share", at_most=0.03), Limit("ratio", at_most=1.3)),
-    (6.0, 3.0),
+    (6.0, 2.0),
     (5, 1),
 )
 LIAR: Final = Plan("liar", (Limit("liars_share", at_most=0.08),), (6.0, 2.0), (5, 1))

@@ -370,7 +370,7 @@ SCENARIOS: Final[Mapping[str, Callable[..., Measured]]] = {
     "liar": run_liar,
     "saturated": run_saturated,
     "herd": run_herd,
-    "small-herd": partial(run_herd, n_donors=6),
+    "small-herd": partial(run_herd, n_donors=4),
     "outage": run_own_outage,
 }
 
