@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from random import Random
 
 import trio
 
 from tests.fakes import NoOperations
+from tests.router.given import GivenRouter, GivenRoutes, route_to
 from tokenplace.engine.fake import FakeEngine
 from tokenplace.engine.fake_model import FakeModel
 from tokenplace.errors import SearchIncomplete, TokenplaceError
@@ -78,15 +77,15 @@ class Mortal(NoOperations):
                 n_events += 1
 
 
-class MortalRoutes:
+class MortalRoutes(GivenRoutes):
     """Routes to donors in order of preference. search_s: how long looking for them takes, from the
     second time on.
     """
 
     def __init__(self, *donors: Mortal, search_s: float = 0.0) -> None:
+        super().__init__()
         self.donors = donors
         self.search_s = search_s
-        self.n_searches = 0
 
     async def find(
         self,
@@ -96,18 +95,18 @@ class MortalRoutes:
         within_s: float = math.inf,
         besides: frozenset[str] = frozenset(),
     ) -> Sequence[Route]:
-        self.n_searches += 1
-        if self.n_searches > 1:
+        """See `Routes`."""
+        if self.demands:
             await trio.sleep(min(self.search_s, within_s))
             if self.search_s > within_s:
                 raise SearchIncomplete
+        return await super().find(model, demand)
+
+    def given(self, demand: Demand) -> Sequence[Route]:
         return [
-            Route(self._candidate(n, donor.engine.model), partial(_same, donor))
+            route_to(self._candidate(n, donor.engine.model), donor)
             for n, donor in enumerate(self.donors)
         ]
-
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        pass
 
     @staticmethod
     def _candidate(n: int, model: FakeModel) -> Candidate:
@@ -127,13 +126,8 @@ class MortalRoutes:
         )
 
 
-def _same(donor: Mortal) -> Mortal:
-    return donor
-
-
-def router_over(*donors: Mortal, search_s: float = 0.0) -> Router:
-    routes = MortalRoutes(*donors, search_s=search_s)
-    return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+def router_over(*donors: Mortal, search_s: float = 0.0) -> GivenRouter:
+    return GivenRouter(MortalRoutes(*donors, search_s=search_s))
 
 
 async def collect(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from random import Random
 
 import trio
 
 from tests.fakes import NoOperations
+from tests.router.given import GivenRouter, GivenRoutes, route_to
 from tests.router.mortal import Death
 from tokenplace.engine.fake import FakeEngine
-from tokenplace.errors import TokenplaceError
 from tokenplace.generation import Accepted, Alive, Event, Finished, GenerateRequest, Phase
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 
 
 @dataclass
@@ -81,32 +77,26 @@ class Racer(NoOperations):
             self.ended_at = trio.current_time()
 
 
-@dataclass
-class RaceRoutes:
+class RaceRoutes(GivenRoutes):
     """The first search finds the first racer alone, so that it is the one asked first; others all.
 
     loads: of a racer, by its number, what is not as of an idle donor.
     """
 
-    racers: Sequence[Racer]
-    loads: dict[int, dict[str, object]] = field(default_factory=dict)
-    failures: list[tuple[str, TokenplaceError]] = field(default_factory=list)
-    demands: list[Demand] = field(default_factory=list)
-    may_answer: bool = True
-
-    async def find(
+    def __init__(
         self,
-        model: str,
-        demand: Demand,
+        racers: Sequence[Racer],
+        loads: dict[int, dict[str, object]] | None = None,
         *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
-        self.demands.append(demand)
-        return [self._route(n) for n in range(1 if len(self.demands) == 1 else len(self.racers))]
+        may_answer: bool = True,
+    ) -> None:
+        super().__init__()
+        self.racers = racers
+        self.loads = {} if loads is None else loads
+        self.may_answer = may_answer
 
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        self.failures.append((candidate.donor, error))
+    def given(self, demand: Demand) -> Sequence[Route]:
+        return [self._route(n) for n in range(1 if len(self.demands) == 1 else len(self.racers))]
 
     def _route(self, n: int) -> Route:
         racer = self.racers[n]
@@ -126,12 +116,8 @@ class RaceRoutes:
             load_age_s=1.0,
         )
         changed = replace(candidate, **self.loads.get(n, {}))  # type: ignore[arg-type]
-        return Route(changed, partial(_same, racer), lambda _: self.may_answer)
+        return replace(route_to(changed, racer), may_answer=lambda _: self.may_answer)
 
 
-def _same(racer: Racer) -> Racer:
-    return racer
-
-
-def router_over(routes: RaceRoutes) -> Router:
-    return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+def router_over(routes: RaceRoutes) -> GivenRouter:
+    return GivenRouter(routes)

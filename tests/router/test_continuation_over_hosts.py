@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from random import Random
 
 import pytest
 import trio
@@ -14,10 +12,10 @@ import trio
 from tests.answerers import answerer_of
 from tests.peer.exchange_lab import NETWORK, no_renewal
 from tests.peer.hosts import LOOPBACK, open_asking_host
+from tests.router.given import GivenRouter, GivenRoutes
 from tests.router.mortal import REQUEST, Mortal, accepted_of, choices_of, collect
 from tests.router.mortal import router_over as router_over_fakes
 from tokenplace.engine.fake import FakeEngine
-from tokenplace.errors import TokenplaceError
 from tokenplace.generation import Finished, Tokens
 from tokenplace.peer.admission import Admission
 from tokenplace.peer.donor import Donor
@@ -29,7 +27,6 @@ from tokenplace.peer.wire import GENERATE_PROTOCOL
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.sealing.epochs import Epochs
 from tokenplace.sealing.keys import KeyRing
 from tokenplace.sealing.suites import best_key
@@ -79,24 +76,16 @@ class Donating:
         )
 
 
-@dataclass
-class HostRoutes:
+class HostRoutes(GivenRoutes):
     """Routes to donors, in order of preference."""
 
-    asker: PeerHost
-    donors: Sequence[Donating]
-
-    def __post_init__(self) -> None:
+    def __init__(self, asker: PeerHost, donors: Sequence[Donating]) -> None:
+        super().__init__()
+        self.asker = asker
+        self.donors = donors
         self._addrs = [donor.host.addrs() for donor in self.donors]  # known also when it is gone
 
-    async def find(
-        self,
-        model: str,
-        demand: Demand,
-        *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
+    def given(self, demand: Demand) -> Sequence[Route]:
         return [self._route(rank) for rank in range(len(self.donors))]
 
     def _route(self, rank: int) -> Route:
@@ -114,9 +103,6 @@ class HostRoutes:
             is_accepting=True,
         )
         return Route(candidate, partial(donor.remote, self.asker, self._addrs[rank]))
-
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        pass
 
 
 async def donate(
@@ -136,7 +122,7 @@ async def test_the_app_sees_one_answer(what_breaks: str) -> None:
         alice: Donating = await nursery.start(donate, leave_alice)
         bob: Donating = await nursery.start(donate, leave_bob)
         routes = HostRoutes(asker, [alice, bob])
-        router = Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+        router = GivenRouter(routes)
         events = []
         is_broken = False
         async with router.generate(LONG) as answer:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from tests.router.given import GivenRouter
 from tests.router.mortal import REQUEST, Death, Mortal, accepted_of, choices_of, collect
 from tests.router.mortal import router_over as mortal_router
 from tests.router.racers import Racer, RaceRoutes, router_over
@@ -37,7 +38,6 @@ from tokenplace.generation import (
 )
 from tokenplace.router.attempts import Asked, Outcome, Progress
 from tokenplace.router.hedging import HedgeBudget, Punctuality, patience_ends_at
-from tokenplace.router.router import Router
 from tokenplace.router.selector import Facts
 from tokenplace.router.why import Rule
 
@@ -50,7 +50,7 @@ def waiting(queue_s: float = FOR_EVER, *, phase: Phase = Phase.QUEUED, position:
     return Racer(queue_s=queue_s, phase=phase, position=position)
 
 
-def outcomes(router: Router) -> list[tuple[str, str | None]]:
+def outcomes(router: GivenRouter) -> list[tuple[str, str | None]]:
     return [(a.donor, a.outcome) for a in router.attempts]
 
 

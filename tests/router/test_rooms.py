@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 
 import pytest
 from trio.testing import MockClock
 
+from tests.router.given import GivenRouter
 from tests.router.mortal import (
     REQUEST,
     Death,
@@ -33,7 +33,6 @@ from tokenplace.generation import ChatInput, ChatMessage, Event
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.router.search import Search
 
 LONG = replace(REQUEST, input=ChatInput((ChatMessage("user", "word " * 30),)))
@@ -45,7 +44,7 @@ def with_room(n_ctx: int, *deaths: Death) -> Mortal:
     return Mortal(deaths, FakeEngine(FakeModel(n_ctx=n_ctx)))
 
 
-def outcomes(router: Router) -> list[tuple[str, str | None]]:
+def outcomes(router: GivenRouter) -> list[tuple[str, str | None]]:
     return [(attempt.donor, attempt.outcome) for attempt in router.attempts]
 
 
@@ -89,12 +88,12 @@ async def test_without_figures_it_is_told_at_once(autojump_clock: MockClock) -> 
 
 async def test_who_says_nothing_of_its_room_may_have_it(autojump_clock: MockClock) -> None:
     class Silent(MortalRoutes):
-        async def find(self, model: str, demand: Demand, **more: float) -> Sequence[Route]:
-            routes = await super().find(model, demand, **more)
+        def given(self, demand: Demand) -> Sequence[Route]:
+            routes = super().given(demand)
             return [replace(r, candidate=replace(r.candidate, n_ctx=0)) for r in routes]
 
     routes = Silent(with_room(SMALL), with_room(BIG))
-    router = Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+    router = GivenRouter(routes)
     await collect(router, LONG)
     assert [outcome for _, outcome in outcomes(router)] == ["context_length_exceeded", "finished"]
 

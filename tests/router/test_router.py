@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from functools import partial
-from random import Random
 
 import pytest
 import trio
 import trio.testing
 
 from tests.fakes import EchoEngine
+from tests.router.given import GivenRouter, GivenRoutes, route_to
 from tokenplace.errors import (
     DONOR_ERRORS,
     ConnectFailed,
@@ -54,11 +52,7 @@ REQUEST = GenerateRequest(
 )
 
 
-def open_engine(engine: EchoEngine) -> EchoEngine:
-    return engine
-
-
-class FixedRoutes:
+class FixedRoutes(GivenRoutes):
     """Routes to fake engines, in order of preference; `artifacts` are different if they are not
     all of one.
     """
@@ -69,39 +63,27 @@ class FixedRoutes:
         error: TokenplaceError | None = None,
         artifacts: str = "",
     ) -> None:
+        super().__init__()
         self.engines = engines
         self.artifacts = artifacts or "a" * len(engines)
         self.error = error
-        self.failures: list[tuple[str, TokenplaceError]] = []
-        self.demands: list[Demand] = []
 
-    async def find(
-        self,
-        model: str,
-        demand: Demand,
-        *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
-        self.demands.append(demand)
+    def given(self, demand: Demand) -> Sequence[Route]:
         if self.error:
             raise self.error
         return [
-            Route(
+            route_to(
                 Candidate(
                     f"donor-{n}", letter * 64, "", n, 0, 100.0, 10.0, 0.01, True, f"tiny-{n}"
                 ),
-                partial(open_engine, engine),
+                engine,
             )
             for n, (engine, letter) in enumerate(zip(self.engines, self.artifacts, strict=True))
         ]
 
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        self.failures.append((candidate.donor, error))
 
-
-def router_over(routes: FixedRoutes) -> Router:
-    return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+def router_over(routes: FixedRoutes) -> GivenRouter:
+    return GivenRouter(routes)
 
 
 async def collect(
@@ -240,7 +222,7 @@ async def test_who_was_not_busy_is_not_said_to_be_and_the_first_to_be_free_says_
 async def test_apps_that_are_turned_away_together_do_not_come_back_together() -> None:
     told = set()
     for seed in range(10):
-        router = Router(FixedRoutes(), wall_clock=lambda: 1000.0, dice=Random(seed))
+        router = GivenRouter(FixedRoutes(), seed=seed)
         with pytest.raises(NoDonorForModel) as caught:
             await collect(router)
         told.add(caught.value.retry_after_s)

@@ -9,7 +9,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ import pytest
 
 from tests.api_shim.serving import http_client, serving
 from tests.fakes import EchoEngine
+from tests.router.given import GivenRouter
 from tests.router.mortal import Death, Mortal
 from tests.router.mortal import router_over as mortal_router
 from tests.router.test_router import FixedRoutes
@@ -102,7 +102,7 @@ def router_of(case: Case, cut: int | None, errors: Sequence[type[TokenplaceError
     if case.said:
         dying = EchoEngine(fail_after=cut, error=errors[0]())
         routes = FixedRoutes(dying, EchoEngine())
-        return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+        return GivenRouter(routes)
     deaths = [] if cut is None else [Death(1 + cut, error()) for error in errors]
     return mortal_router(Mortal(deaths, FakeEngine(QUICK)), Mortal(engine=FakeEngine(QUICK)))
 
@@ -208,7 +208,7 @@ async def test_without_a_twin_the_app_is_told_and_the_stream_is_aborted() -> Non
         dying = EchoEngine(fail_after=cut, error=DonorSilent())
         other = EchoEngine()
         routes = FixedRoutes(dying, other, artifacts="ab")
-        router = Router(routes, wall_clock=lambda: 1000.0, dice=Random(7))
+        router = GivenRouter(routes)
         read, comments = await stream_of(case, router)
         assert (read.error, read.n_done, read.finish_reasons) == ("donor_silent", 0, [])
         assert not any(comment.startswith("continued on ") for comment in comments)

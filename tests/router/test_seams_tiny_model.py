@@ -7,22 +7,20 @@ and whoever reads the text, make of the seam is what counts.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from random import Random
 
 import pytest
 import trio
 
 from tests.engine.parts import RunningEngine, chat, tiny_spec
 from tests.fakes import NoOperations
+from tests.router.given import GivenRouter, GivenRoutes, route_to
 from tests.router.mortal import choices_of, collect
 from tokenplace.api_shim.answer import Answer
 from tokenplace.engine.engine import Engine
-from tokenplace.errors import DonorSilent, TokenplaceError
+from tokenplace.errors import DonorSilent
 from tokenplace.generation import (
     ChatInput,
     ChatMessage,
@@ -37,7 +35,6 @@ from tokenplace.generation import (
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.text.deltas import Delta, Merged, merge
 
 pytestmark = pytest.mark.slow
@@ -88,24 +85,15 @@ class Cut(NoOperations):
                     raise DonorSilent
 
 
-@dataclass
-class EngineRoutes:
+class EngineRoutes(GivenRoutes):
     """Routes to donors that are all the same engine, in order of preference."""
 
-    donors: Sequence[Cut]
+    def __init__(self, donors: Sequence[Cut]) -> None:
+        super().__init__()
+        self.donors = donors
 
-    async def find(
-        self,
-        model: str,
-        demand: Demand,
-        *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
+    def given(self, demand: Demand) -> Sequence[Route]:
         return [self._route(rank, donor) for rank, donor in enumerate(self.donors)]
-
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        pass
 
     @staticmethod
     def _route(rank: int, donor: Cut) -> Route:
@@ -122,11 +110,7 @@ class EngineRoutes:
             is_accepting=True,
             features=info.features,
         )
-        return Route(candidate, partial(_same, donor))
-
-
-def _same(donor: Cut) -> Cut:
-    return donor
+        return route_to(candidate, donor)
 
 
 def answered(
@@ -136,7 +120,7 @@ def answered(
 
     async def scenario(engine: Engine) -> tuple[list[Event], list[Cut]]:
         donors = [Cut(engine, cut) for cut in (*cuts, None)]
-        router = Router(EngineRoutes(donors), wall_clock=lambda: 1000.0, dice=Random(7))
+        router = GivenRouter(EngineRoutes(donors))
         return await collect(router, request), donors
 
     events, donors = tiny.run(scenario)

@@ -7,13 +7,13 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from random import Random
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.dht.finder_lab import Network, now, open_finder_in
+from tests.router.given import GivenRouter
 from tests.router.mortal import REQUEST, Death, Mortal, MortalRoutes, choices_of, collect
 from tokenplace import defaults
 from tokenplace.dht.finder import Finder
@@ -28,7 +28,6 @@ from tokenplace.peer.adverts import OfferedModel
 from tokenplace.peer.streams import PeerStream
 from tokenplace.router.demand import Demand
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.router.routes import NetworkRoutes
 from tokenplace.router.trust import NO_TRUST
 
@@ -52,7 +51,9 @@ class Far(Network):
 
 
 @asynccontextmanager
-async def open_router(network: Network, *donors: Mortal) -> AsyncIterator[tuple[Router, Finder]]:
+async def open_router(
+    network: Network, *donors: Mortal
+) -> AsyncIterator[tuple[GivenRouter, Finder]]:
     """Over a finder that has met a peer for each of the donors, and whom nobody tells any more."""
     reach = {network.add(f"donor {n}"): donor for n, donor in enumerate(donors)}
     for peer_id in reach:
@@ -72,7 +73,7 @@ async def open_router(network: Network, *donors: Mortal) -> AsyncIterator[tuple[
             why_nobody=lambda: "",
             now=now,
         )
-        yield Router(routes, wall_clock=now, dice=Random(7)), finder
+        yield GivenRouter(routes, now), finder
 
 
 def dying() -> Mortal:
@@ -191,6 +192,6 @@ async def test_routes_that_overstay_their_time_do_not_keep_the_app_waiting(
     dead = Mortal([Death(0, DonorSilent())])
     routes = Late(dead, Mortal(), search_s=60)
     with pytest.raises(DonorSilent):
-        await collect(Router(routes, wall_clock=now, dice=Random(7)))
+        await collect(GivenRouter(routes, now))
     expected_s = defaults.NEXT_SEARCH_S + defaults.SEARCH_GRACE_S
     assert trio.current_time() == pytest.approx(expected_s)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 import msgpack
@@ -14,12 +12,12 @@ import pytest
 from tests.api_shim.serving import http_client, serving
 from tests.fakes import EchoEngine
 from tests.peer.exchange_lab import BOB, TINY_MODEL, Lab
+from tests.router.given import GivenRouter, GivenRoutes
 from tokenplace.errors import TokenplaceError
 from tokenplace.generation import NO_WISHES, ChatInput
 from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.sealing.request import seal_request
 
 CANARY = "canary"
@@ -70,20 +68,14 @@ HEADERS = {
 GEN1 = {"messages", "tools", "stop", "temperature", "top_k", "top_p", "min_p"}
 
 
-class OneRoute:
+class OneRoute(GivenRoutes):
     """Leads to the lab's donor, whatever is asked."""
 
     def __init__(self, lab: Lab) -> None:
+        super().__init__()
         self.lab = lab
 
-    async def find(
-        self,
-        model: str,
-        demand: Demand,
-        *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
+    def given(self, demand: Demand) -> Sequence[Route]:
         candidate = Candidate(BOB, TINY_MODEL, "", 0, 0, 0.0, 0.0, None, True, "tiny-model")
         return [Route(candidate, self.lab.remote)]
 
@@ -104,7 +96,7 @@ async def test_only_the_fields_of_gen1_cross_the_seal(
     monkeypatch.setattr("tokenplace.peer.requester.seal_request", spy)
     engine = EchoEngine()
     async with Lab(engine).running() as lab:
-        router = Router(OneRoute(lab), wall_clock=lambda: 1000.0, dice=Random(1))
+        router = GivenRouter(OneRoute(lab))
         async with serving(router) as address, http_client(address) as client:
             body = BODY | {"stream": stream} if stream else _whole(BODY)
             answer = await client.post("/v1/chat/completions", json=body, headers=HEADERS)

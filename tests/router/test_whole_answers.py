@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from random import Random
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.answerers import FakeAnswerer, vector_of
+from tests.router.given import GivenRouter, GivenRoutes, route_to
 from tokenplace.errors import (
     ConnectionLost,
     ContextLengthExceeded,
@@ -34,7 +33,6 @@ from tokenplace.operations import (
 from tokenplace.router.demand import Demand, screen
 from tokenplace.router.policy import Candidate
 from tokenplace.router.route import Route
-from tokenplace.router.router import Router
 from tokenplace.router.stoppable import Stoppable
 from tokenplace.router.trust import NO_TRUST
 
@@ -55,22 +53,17 @@ def failing(error: TokenplaceError) -> FakeAnswerer:
     return FakeAnswerer(fail_after=0, error=error)
 
 
-@dataclass
-class FixedRoutes:
+class FixedRoutes(GivenRoutes):
     """Routes to fake models, in order of preference, all with these features."""
 
-    models: Sequence[FakeAnswerer]
-    features: tuple[str, ...] = (Feature.CHAT,)
-    failures: list[TokenplaceError] = field(default_factory=list)
+    def __init__(
+        self, models: Sequence[FakeAnswerer], features: tuple[str, ...] = (Feature.CHAT,)
+    ) -> None:
+        super().__init__()
+        self.models = models
+        self.features = features
 
-    async def find(
-        self,
-        model: str,
-        demand: Demand,
-        *,
-        within_s: float = math.inf,
-        besides: frozenset[str] = frozenset(),
-    ) -> Sequence[Route]:
+    def given(self, demand: Demand) -> Sequence[Route]:
         routes = [self.route(number) for number in range(len(self.models))]
         passed = screen([route.candidate for route in routes], demand, NO_TRUST)
         return [route for route in routes if route.candidate in passed]
@@ -89,16 +82,13 @@ class FixedRoutes:
             name="minilm",
             features=self.features,
         )
-        return Route(candidate, lambda: self.models[number])
-
-    def failed(self, candidate: Candidate, error: TokenplaceError) -> None:
-        self.failures.append(error)
+        return route_to(candidate, self.models[number])
 
 
-def router_over(question: Question, *models: FakeAnswerer) -> tuple[Router, FixedRoutes]:
+def router_over(question: Question, *models: FakeAnswerer) -> tuple[GivenRouter, FixedRoutes]:
     is_embedding = isinstance(question, EmbedRequest)
     routes = FixedRoutes(models, (Feature.EMBEDDINGS if is_embedding else Feature.CHAT,))
-    return Router(routes, wall_clock=lambda: 1000.0, dice=Random(7)), routes
+    return GivenRouter(routes), routes
 
 
 async def test_vectors_come_from_who_makes_them() -> None:
@@ -130,7 +120,8 @@ async def test_another_donor_is_asked(question: Question, error: TokenplaceError
     await ask(router, question)
     assert (len(alice.questions), len(bob.questions)) == (1, 1)
     # Who may be gone is doubted; of answers that were bad the router keeps count itself.
-    assert routes.failures == ([error] if isinstance(error, ConnectionLost) else [])
+    doubted = [("donor-0", error)] if isinstance(error, ConnectionLost) else []
+    assert routes.failures == doubted
     assert [a.outcome for a in router.attempts] == [error.code, "finished"]
     assert [a.number for a in router.attempts] == [0, 1]
 
@@ -167,7 +158,7 @@ async def test_a_model_of_the_other_kind_is_refused_by_name(
     question: Question, features: tuple[str, ...]
 ) -> None:
     alice = model()
-    router = Router(FixedRoutes([alice], features), wall_clock=lambda: 1000.0, dice=Random(7))
+    router = GivenRouter(FixedRoutes([alice], features))
     with pytest.raises(InvalidRequest, match="minilm"):
         await ask(router, question)
     assert alice.questions == []

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from random import Random
-from typing import Final
 
 import trio
 
@@ -32,7 +30,7 @@ from tokenplace.operations import (
     ask,
 )
 from tokenplace.router.asking import are_twins, question_to, request_to, served
-from tokenplace.router.attempts import Asked, Attempt, Outcome, Progress
+from tokenplace.router.attempts import Asked, Outcome, Progress
 from tokenplace.router.continuation import Continuation
 from tokenplace.router.demand import demand_of
 from tokenplace.router.hedging import Hedging, can_hedge, patience_ends_at
@@ -44,8 +42,6 @@ from tokenplace.router.racing import Entrant, Race, open_race
 from tokenplace.router.route import RETRY_AFTER_S, Route, Routes
 from tokenplace.router.search import Search
 from tokenplace.router.selector import Selector
-
-ATTEMPTS_REMEMBERED: Final = 256
 
 
 class Router:
@@ -66,7 +62,6 @@ class Router:
         self._selector = Selector(dice, in_doubt=routes.failed)
         self._journal = journal or Journal()
         self._hedging = Hedging()
-        self.attempts: deque[Attempt] = deque(maxlen=ATTEMPTS_REMEMBERED)
 
     @trio.as_safe_channel
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -380,9 +375,7 @@ class Router:
         return error
 
     def _remember(self, progress: Progress) -> None:
-        attempt = progress.attempt(trio.current_time())
-        self.attempts.append(attempt)
-        self._journal.note_ended(progress, attempt)
+        self._journal.note_ended(progress, progress.attempt(trio.current_time()))
 
 
 def _may_hedge(race: Race, search: Search, so_far: Continuation) -> bool:
