@@ -1,7 +1,6 @@
 """The user's own models and aliases: `models.json` in the home. Start at `TableFile`.
 
-`parse_table` and `encode_table` are pure. The file is small, so whoever needs it reads it again; it
-is replaced whole (written beside, flushed, renamed), so a crash leaves the old or the new one.
+`parse_table` and `encode_table` are pure. The file is small, so whoever needs it reads it again.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any, Final
 from tokenplace import defaults
 from tokenplace.errors import ConfigError
 from tokenplace.models.catalogue import catalogue_model
-from tokenplace.models.files import folder_lock, read_small, write_atomically
 from tokenplace.models.syntax import is_alias, is_model_name, is_sha256, is_target
+from tokenplace.models.user_file import UserFile, parse_document
 
 FILE_NAME: Final = "models.json"
 FORMAT_VERSION: Final = 1
@@ -60,11 +59,7 @@ NO_TABLE: Final = Table()
 
 def parse_table(data: bytes) -> Table:
     """The table in a file's bytes. Raises `ValueError` that says what is wrong."""
-    document = json.loads(data)
-    if not isinstance(document, dict):
-        raise ValueError("not a JSON object")
-    if document.get("version") != FORMAT_VERSION:
-        raise ValueError(f"version {document.get('version')!r} instead of {FORMAT_VERSION}")
+    document = parse_document(data, FORMAT_VERSION)
     models = _section(document, "models")
     aliases = _section(document, "aliases")
     for alias, target in aliases.items():
@@ -119,25 +114,17 @@ def _parse_model(name: str, entry: object) -> LocalModel:
 
 
 class TableFile:
-    """`models.json` of one home. Reading and writing block for as long as a small file takes."""
+    """`models.json` of one home."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / FILE_NAME
+        self._file = UserFile(
+            self.path, parse_table, encode_table, NO_TABLE, defaults.MAX_TABLE_BYTES
+        )
 
     def read(self) -> Table:
-        """The table as it is now; empty when there is no file. Raises `ConfigError` for a damaged
-        one.
-        """
-        try:
-            return parse_table(read_small(self.path, defaults.MAX_TABLE_BYTES))
-        except FileNotFoundError:
-            return NO_TABLE
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
-            raise ConfigError(
-                f"{self.path} is damaged: {error}.", hint="Mend it, or move it away to start anew."
-            ) from error
+        """See `UserFile`."""
+        return self._file.read()
 
     def put_model(self, model: LocalModel) -> None:
         """Add a model, or replace the one of that name. Raises `ConfigError` for a name it cannot
@@ -176,12 +163,10 @@ class TableFile:
         self._change(remove)
 
     def _change(self, change: Callable[[Table], Table]) -> None:
-        try:
-            # A command may change the table while a peer runs.
-            with folder_lock(self.path.parent):
-                table = change(self.read())
-                if max(len(table.models), len(table.aliases)) > defaults.MAX_TABLE_ENTRIES:
-                    raise ConfigError(f"{self.path} is full: remove an entry first.")
-                write_atomically(self.path, encode_table(table))
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}.") from error
+        def changed(table: Table) -> Table:
+            table = change(table)
+            if max(len(table.models), len(table.aliases)) > defaults.MAX_TABLE_ENTRIES:
+                raise ConfigError(f"{self.path} is full: remove an entry first.")
+            return table
+
+        self._file.change(changed)

@@ -1,7 +1,7 @@
 """Whom the user trusts with tools: `trust.json` in the home. Start at `TrustFile`.
 
 `parse_trust` and `encode_trust` are pure. The file is small, so whoever needs it reads it again: a
-running peer heeds a change at once. It is replaced whole, and a damaged one trusts nobody.
+running peer heeds a change at once. A damaged one trusts nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tokenplace import defaults
 from tokenplace.errors import ConfigError
-from tokenplace.models.files import folder_lock, read_small, write_atomically
+from tokenplace.models.user_file import UserFile, parse_document
 from tokenplace.router.trust import NO_TRUST, ToolsFrom, Trust, is_peer_id
 from tokenplace.settings import default_home
 
@@ -30,11 +30,7 @@ NAME_RULE: Final = (
 
 def parse_trust(data: bytes) -> Trust:
     """The trust in a file's bytes. Raises `ValueError` that says what is wrong."""
-    document = json.loads(data)
-    if not isinstance(document, dict):
-        raise ValueError("not a JSON object")
-    if document.get("version") != FORMAT_VERSION:
-        raise ValueError(f"version {document.get('version')!r} instead of {FORMAT_VERSION}")
+    document = parse_document(data, FORMAT_VERSION)
     try:
         tools_from = ToolsFrom(str(document.get("tools_from")))
     except ValueError:
@@ -72,28 +68,20 @@ def _parse_name(peer_id: str, entry: Any) -> str:
 
 
 class TrustFile:
-    """`trust.json` of one home. Reading and writing block for as long as a small file takes.
-
-    Every method raises `ConfigError` if the file is damaged or cannot be read.
+    """`trust.json` of one home. Every method raises `ConfigError` if the file is damaged or cannot
+    be read.
     """
 
     def __init__(self, home: Path) -> None:
         self.path = home / FILE_NAME
+        self._file = UserFile(
+            self.path, parse_trust, encode_trust, NO_TRUST, defaults.MAX_TRUST_BYTES, FILE_MODE
+        )
         self._flags = "" if home == default_home() else f" --home {shlex.quote(str(home))}"
 
     def read(self) -> Trust:
         """The trust as it is now; of nobody when there is no file."""
-        try:
-            trust = parse_trust(read_small(self.path, defaults.MAX_TRUST_BYTES))
-        except FileNotFoundError:
-            trust = NO_TRUST
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
-            raise ConfigError(
-                f"{self.path} is damaged: {error}.", hint="Mend it, or move it away to start anew."
-            ) from error
-        return replace(trust, flags=self._flags)
+        return replace(self._file.read(), flags=self._flags)
 
     def add(self, peer_id: str, name: str | None = None) -> None:
         """Trust a peer. name: what people call it; None keeps the one it has."""
@@ -135,11 +123,10 @@ class TrustFile:
         self._change(lambda trust: replace(trust, tools_from=tools_from))
 
     def _change(self, change: Callable[[Trust], Trust]) -> None:
-        try:
-            with folder_lock(self.path.parent):
-                trust = change(self.read())
-                if len(trust.peers) > defaults.MAX_TRUSTED_PEERS:
-                    raise ConfigError(f"{self.path} is full: remove a peer first.")
-                write_atomically(self.path, encode_trust(trust), FILE_MODE)
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}.") from error
+        def changed(trust: Trust) -> Trust:
+            trust = change(trust)
+            if len(trust.peers) > defaults.MAX_TRUSTED_PEERS:
+                raise ConfigError(f"{self.path} is full: remove a peer first.")
+            return trust
+
+        self._file.change(changed)
