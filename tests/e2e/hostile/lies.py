@@ -1,5 +1,5 @@
 """What a donor can do to who asks it. Start at `BYTES`; those in frames that could be right are in
-`frame_lies.py`, and `test_lies.py` tells them all.
+`frame_lies.py`, and `telling.py` tells them.
 
 Every lie is told over real libp2p, by a donor that has opened the request and can seal whatever it
 wants to say. What counts is how the requester ends it: with which error, and that it does.

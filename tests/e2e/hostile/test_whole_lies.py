@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
-import trio
 
 from tests.answerers import FakeAnswerer, vector_of
 from tests.e2e.hostile.lies import (
@@ -25,7 +23,7 @@ from tests.e2e.hostile.lies import (
     tells,
 )
 from tests.e2e.hostile.lies import tokens as token
-from tests.e2e.hostile.test_lies import AT_ONCE, GIVE_UP_S, SHRUNK, Outcome, open_donors
+from tests.e2e.hostile.telling import Outcome, tell_all
 from tests.peer.exchange_lab import TINY_MODEL
 from tokenplace import defaults
 from tokenplace.errors import (
@@ -33,16 +31,12 @@ from tokenplace.errors import (
     DeadlineExceeded,
     DonorSilent,
     RemoteProtocolError,
-    TokenplaceError,
 )
 from tokenplace.generation import TextInput
 from tokenplace.operations import CountRequest, EmbedRequest, ScoreRequest
 from tokenplace.peer.frames import Frame
-from tokenplace.peer.host import open_host
-from tokenplace.peer.identity import throwaway_identity
 from tokenplace.peer.requester import RemoteDonor
 from tokenplace.peer.whole import Answered, Part, Taken
-from tokenplace.peer.wire import GENERATE_PROTOCOL
 
 EMBED: Final = EmbedRequest("", ("one", "two"), 2, artifact=TINY_MODEL)
 COUNT: Final = CountRequest("", TextInput("one two"), "2026-03-01", TINY_MODEL)
@@ -99,34 +93,8 @@ LIES: Final = (
 )
 
 
-async def tell_all() -> dict[str, Outcome]:
-    """Tell every lie to who asks for vectors, a few at a time; honest answers go on beside them."""
-    outcomes = {told.name: Outcome() for told in LIES}
-    limit = trio.CapacityLimiter(AT_ONCE)
-    async with (
-        open_donors(FakeAnswerer(n_dimensions=defaults.MAX_EMBED_DIMENSIONS)) as donors,
-        open_host(throwaway_identity()) as asker,
-        trio.open_nursery() as bystanders,
-    ):
-        bystanders.start_soon(_ask_honestly, donors.remote(asker, GENERATE_PROTOCOL))
-        async with trio.open_nursery() as nursery:
-            for told in LIES:
-                outcome = outcomes[told.name]
-                remote = donors.remote(asker, donors.serve(told, outcome))
-                nursery.start_soon(_ask_liar, remote, outcome, limit)
-        bystanders.cancel_scope.cancel()
-    return outcomes
-
-
-async def _ask_liar(remote: RemoteDonor, outcome: Outcome, limit: trio.CapacityLimiter) -> None:
-    async with limit:
-        with trio.move_on_after(GIVE_UP_S):
-            try:
-                await remote.embed(EMBED)
-            except TokenplaceError as error:
-                outcome.error = error
-            while not outcome.is_left:  # noqa: ASYNC110  # set at the other end of the stream
-                await trio.sleep(0.01)
+async def _ask_liar(remote: RemoteDonor) -> None:
+    await remote.embed(EMBED)
 
 
 async def _ask_honestly(remote: RemoteDonor) -> None:
@@ -134,20 +102,16 @@ async def _ask_honestly(remote: RemoteDonor) -> None:
     inputs = ("one", (2, 3), "three")
     request = EmbedRequest("", inputs, artifact=TINY_MODEL)
     expected = tuple(vector_of(given, defaults.MAX_EMBED_DIMENSIONS) for given in inputs)
-    while True:
-        with trio.fail_after(GIVE_UP_S):
-            assert (await remote.embed(request)).vectors == expected
-            assert await remote.count(COUNT) == len("one two")
-            assert (await remote.score(SCORE)).n_prompt == len("one")
+    assert (await remote.embed(request)).vectors == expected
+    assert await remote.count(COUNT) == len("one two")
+    assert (await remote.score(SCORE)).n_prompt == len("one")
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> Iterator[dict[str, Outcome]]:
+def outcomes() -> dict[str, Outcome]:
     """All lies, once."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, limit in SHRUNK.items():
-            patch.setattr(defaults, name, limit)
-        yield trio.run(tell_all)
+    model = FakeAnswerer(n_dimensions=defaults.MAX_EMBED_DIMENSIONS)
+    return tell_all(LIES, model, _ask_liar, _ask_honestly)
 
 
 @pytest.mark.parametrize("told", LIES, ids=[told.name for told in LIES])
