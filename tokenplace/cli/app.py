@@ -10,11 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from tokenplace import __version__, defaults
+from tokenplace.cli import options
 from tokenplace.cli.config import load_config
+from tokenplace.cli.options import Home
 from tokenplace.cli.output import fail
 from tokenplace.settings import (
     AUTO,
-    FLASH_ATTENTION,
     KV_TYPES,
     LOG_FORMATS,
     Settings,
@@ -33,11 +34,6 @@ peer_app = typer.Typer(help="Look at the running peer.", no_args_is_help=True)
 models_app = typer.Typer(help="Models on this machine and their names.", no_args_is_help=True)
 app.add_typer(peer_app, name="peer")
 app.add_typer(models_app, name="models")
-
-Home = Annotated[
-    Path | None,
-    typer.Option("--home", envvar="TOKENPLACE_HOME", help="Folder of all state; one peer a home."),
-]
 
 
 def home_of(home: Path | None) -> Path:
@@ -76,167 +72,31 @@ def read_config(
 
 @app.command()
 def up(
-    donate: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="TOKENPLACE_DONATE",
-            help="Serve this model: a name (see: models list) or a GGUF file. Repeatable.",
-        ),
-    ] = None,
-    bootstrap: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="TOKENPLACE_BOOTSTRAP",
-            help="Join through this multiaddr instead of bootstrap_nodes.txt. Repeatable.",
-        ),
-    ] = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="TOKENPLACE_LISTEN",
-            help=f"Listen on this multiaddr (serving: {defaults.LISTEN_ADDR}). Repeatable.",
-        ),
-    ] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Help others find donors, without donating.")
-    ] = False,
-    api_port: Annotated[
-        int,
-        typer.Option(
-            envvar="TOKENPLACE_API_PORT", min=0, max=65535, help="Local API; 0 picks a free port."
-        ),
-    ] = defaults.API_PORT,
-    no_api: Annotated[bool, typer.Option("--no-api", help="Serve no local API.")] = False,
-    api_host: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TOKENPLACE_API_HOST",
-            help="Serve the API on this IP address too, not to this machine alone; needs a key.",
-        ),
-    ] = None,
-    api_allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="TOKENPLACE_API_ALLOW_HOST",
-            help="Name under which the API may be called, as behind a proxy; needs a key. "
-            "Repeatable.",
-        ),
-    ] = None,
-    api_allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="TOKENPLACE_API_ALLOW_ORIGIN",
-            help="Web page that may call the API, e.g. https://chat.example. Repeatable.",
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="TOKENPLACE_API_KEY_FILE",
-            help="Ask every request for one of the keys in this file, one a line.",
-        ),
-    ] = None,
-    api_socket: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="TOKENPLACE_API_SOCKET",
-            help="Serve the API on this Unix socket too; only you can open it.",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            envvar="TOKENPLACE_THREADS",
-            min=1,
-            max=1024,
-            help="Compute threads for all donated models together (default: every core).",
-        ),
-    ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx",
-            "-c",
-            "--ctx-size",
-            envvar="TOKENPLACE_CTX",
-            min=64,
-            max=1 << 20,
-            help="Context of each request, in tokens.",
-        ),
-    ] = None,
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            "--parallel",
-            "-np",
-            envvar="TOKENPLACE_PARALLEL",
-            help=f"Requests of a model that run at once (default: {defaults.DEFAULT_SLOTS}).",
-        ),
-    ] = None,
-    gpu_layers: Annotated[
-        str,
-        typer.Option(
-            "--gpu-layers",
-            "-ngl",
-            envvar="TOKENPLACE_GPU_LAYERS",
-            help="Layers that the GPU computes; auto: all, if llama.cpp was built for one.",
-        ),
-    ] = AUTO,
-    flash_attention: Annotated[
-        str,
-        typer.Option(
-            "--flash-attention",
-            "-fa",
-            envvar="TOKENPLACE_FLASH_ATTENTION",
-            help=f"Flash attention: {', '.join(FLASH_ATTENTION)}.",
-        ),
-    ] = AUTO,
-    kv_type: Annotated[
-        str,
-        typer.Option(
-            "--kv-type",
-            envvar="TOKENPLACE_KV_TYPE",
-            help=f"Type of the KV cache, K and V: {', '.join(KV_TYPES)}.",
-        ),
-    ] = KV_TYPES[0],
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            envvar="TOKENPLACE_MEMORY",
-            help="GB that all donated models together may take "
-            f"(default: {defaults.DONATED_MEMORY_SHARE:.0%} of this machine's).",
-        ),
-    ] = None,
-    idle_unload: Annotated[
-        float,
-        typer.Option(
-            envvar="TOKENPLACE_IDLE_UNLOAD",
-            help="Unload a model after so many minutes without a request; 0: never.",
-        ),
-    ] = 0.0,
-    owner_first: Annotated[
-        bool,
-        typer.Option(
-            "--owner-first/--no-owner-first",
-            envvar="TOKENPLACE_OWNER_FIRST",
-            help="Your own requests to your models start before others' that wait.",
-        ),
-    ] = True,
-    network: Annotated[
-        str, typer.Option(envvar="TOKENPLACE_NETWORK", help="Name of the network to be part of.")
-    ] = defaults.NETWORK,
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Dial private addresses that peers name.")
-    ] = False,
-    log_format: Annotated[
-        str,
-        typer.Option(
-            envvar="TOKENPLACE_LOG_FORMAT",
-            help=f"How TOKENPLACE_LOG's lines are written: {', '.join(LOG_FORMATS)}.",
-        ),
-    ] = LOG_FORMATS[0],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch models without asking.")] = False,
-    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True)] = False,
+    donate: options.Donate = None,
+    bootstrap: options.Bootstrap = None,
+    listen: options.Listen = None,
+    serve: options.Serve = False,
+    api_port: options.ApiPort = defaults.API_PORT,
+    no_api: options.NoApi = False,
+    api_host: options.ApiHost = None,
+    api_allow_host: options.ApiAllowHost = None,
+    api_allow_origin: options.ApiAllowOrigin = None,
+    api_key_file: options.ApiKeyFile = None,
+    api_socket: options.ApiSocket = None,
+    threads: options.Threads = None,
+    ctx: options.Ctx = None,
+    parallel: options.Parallel = None,
+    gpu_layers: options.GpuLayers = AUTO,
+    flash_attention: options.FlashAttention = AUTO,
+    kv_type: options.KvType = KV_TYPES[0],
+    memory: options.Memory = None,
+    idle_unload: options.IdleUnload = 0.0,
+    owner_first: options.OwnerFirst = True,
+    network: options.Network = defaults.NETWORK,
+    allow_private: options.AllowPrivate = False,
+    log_format: options.LogFormat = LOG_FORMATS[0],
+    yes: options.Yes = False,
+    until_eof: options.UntilEof = False,
     home: Home = None,
 ) -> None:
     """Run a peer: the local API, and with --donate also the models you give to others."""
