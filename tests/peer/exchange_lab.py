@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -11,10 +11,14 @@ import trio
 from tests.answerers import answerer_of
 from tests.fakes import EchoEngine
 from tests.peer.memory import MemoryPeerStream, stream_pair
+from tokenplace.errors import TokenplaceError
 from tokenplace.generation import (
+    Accepted,
+    Alive,
     Event,
     GenerateRequest,
     Generator,
+    Phase,
     SamplingParams,
     TextInput,
     Tokens,
@@ -173,3 +177,33 @@ async def read_all(stream: MemoryPeerStream) -> bytes:
     while piece := await stream.receive_some(1 << 16):
         data += piece
     return data
+
+
+async def collect(
+    lab: Lab, request: GenerateRequest, events: list[Event], wait_s: float = 0
+) -> None:
+    """Ask, read nothing for a while, and keep what came even if the answer then fails."""
+    async with lab.remote().generate(request) as channel:
+        await trio.sleep(wait_s)
+        async for event in channel:
+            events.append(event)  # noqa: PERF401
+
+
+class Scripted:
+    """An engine that says what it is told to, each event after a pause in seconds."""
+
+    def __init__(self, *events: tuple[float, Event | TokenplaceError | Exception]) -> None:
+        self.events = events
+
+    @trio.as_safe_channel
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        for pause_s, event in self.events:
+            await trio.sleep(pause_s)
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+
+ACCEPTED = Accepted(bytes(32), 5, 0, 4096, 10, "tp/1", 20_000, 2)
+ALIVE = Alive(Phase.PREFILL, 0.5, 0)
+TOKEN = Tokens(0, 0, (1,), (b"x",))

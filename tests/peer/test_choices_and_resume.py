@@ -9,10 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import EchoEngine
-from tests.peer.exchange_lab import Lab, make_request
+from tests.peer.exchange_lab import Lab, collect, make_request
 from tests.peer.memory import MemoryPeerStream
 from tests.peer.test_requester import Scripted
-from tests.peer.test_requester_donor import collect
 from tokenplace import defaults
 from tokenplace.errors import DonorBusy, PromptMismatch, RemoteProtocolError, TokenplaceError
 from tokenplace.generation import (

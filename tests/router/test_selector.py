@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,25 +12,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.peer.exchange_lab import make_request
+from tests.router.selecting import (
+    ARTIFACT,
+    DONORS,
+    FAULTS,
+    FINISHED,
+    World,
+    accepted,
+    candidate,
+    measured,
+    tokens,
+)
 from tokenplace import defaults
 from tokenplace.errors import (
-    DONOR_ERRORS,
-    BadFormat,
-    ConnectFailed,
-    ConnectionLost,
-    ContextLengthExceeded,
-    DeadlineExceeded,
     DonorBusy,
-    DonorFinishing,
     DonorInternalError,
-    DonorSilent,
-    ModelNotOffered,
-    PeerStopping,
-    RemoteProtocolError,
-    TemplateMismatch,
     TokenplaceError,
-    Unsupported,
-    WorkerCrashed,
 )
 from tokenplace.generation import (
     Accepted,
@@ -43,270 +38,18 @@ from tokenplace.generation import (
     GenerateRequest,
     Phase,
     TextInput,
-    Timings,
     Tokens,
     Tool,
-    Usage,
 )
 from tokenplace.operations import CountRequest, EmbedRequest, ScoreRequest
-from tokenplace.router.breaker import FAULTS_IN_A_ROW
 from tokenplace.router.demand import demand_of
 from tokenplace.router.memory import PATH_ERRORS, STATEMENT_ERRORS, Notes
-from tokenplace.router.policy import Candidate, Choice, Standing
 from tokenplace.router.selector import Facts, Selector
 from tokenplace.router.why import Rule
 
-ARTIFACT = "a" * 64
 EMBED = EmbedRequest("minilm", ("one two", (2, 3)))
 COUNT = CountRequest("tiny", ChatInput((ChatMessage("user", "one two"),)), "2026-03-01")
 SCORE = ScoreRequest("tiny", TextInput("one"), (4, 5), bytes(16), "2026-03-01")
-FINISHED = Finished((), Usage(1, 0, 1), Timings(0, 0, 0))
-DONORS = ("alice", "bob", "carol", "dave")
-
-
-def candidate(donor: str, **changes: Any) -> Candidate:
-    known = Candidate(donor, ARTIFACT, "", 0, 0, 100.0, 20.0, 0.02, True, load_age_s=1.0)
-    return replace(known, **changes)
-
-
-def accepted(n_cached: int = 0, position: int = 0) -> Accepted:
-    return Accepted(b"", 300, n_cached, 4096, 512, "", 0, position)
-
-
-def tokens(n: int = 1, choice: int = 0) -> Tokens:
-    return Tokens(choice, 0, (1,) * n, (b"x",) * n)
-
-
-@dataclass
-class World:
-    """A selector, its donors, and the time."""
-
-    donors: Sequence[Candidate] = tuple(map(candidate, DONORS))
-    now: float = 1000.0
-    doubted: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.selector = Selector(Random(1), lambda c, _: self.doubted.append(c.donor))
-        self.memory = self.selector.memory
-
-    def choose(
-        self, facts: Facts | None = None, tried: Iterable[str] = (), *, is_first: bool = True
-    ) -> Choice:
-        choice = self.selector.choose(
-            self.donors, facts or Facts(), frozenset(tried), self.now, is_first=is_first
-        )
-        assert choice is not None
-        return choice
-
-    def ask(self, donor: str, facts: Facts | None = None) -> Notes:
-        known = next(each for each in self.donors if each.donor == donor)
-        return self.selector.ask(known, facts or Facts(), self.now)
-
-    def answer(self, donor: str, facts: Facts | None = None, *, tps: float = 20.0) -> None:
-        """One that goes well: the first token after a second, then ten."""
-        notes = self.ask(donor, facts)
-        notes.note(accepted(), self.now)
-        self.now += 1
-        notes.note(tokens(), self.now)
-        self.now += 10 / tps
-        notes.note(tokens(10), self.now)
-        notes.note(FINISHED, self.now)
-
-    def fail(self, donor: str, error: TokenplaceError, times: int = 1) -> None:
-        for _ in range(times):
-            self.ask(donor).failed(error, self.now)
-
-    def standing(self, donor: str) -> Standing:
-        return self.memory.standing(donor, self.now)[0]
-
-
-def measured(*donors: str) -> World:
-    world = World()
-    for donor in donors or DONORS:
-        world.answer(donor)
-    return world
-
-
-# ---------------------------------------------------------------- who is at fault
-
-FAULTS = (WorkerCrashed, DonorInternalError, RemoteProtocolError, BadFormat, DeadlineExceeded)
-
-
-@pytest.mark.parametrize("error", [*FAULTS, ModelNotOffered, TemplateMismatch])
-def test_bad_answers_open_the_breaker(error: type[TokenplaceError]) -> None:
-    world = measured()
-    world.fail("alice", error(), FAULTS_IN_A_ROW)
-    assert world.standing("alice") is Standing.RESTING
-    assert {world.choose().candidate.donor for _ in range(50)} == {"bob", "carol", "dave"}
-
-
-@pytest.mark.parametrize(
-    "error", [DonorBusy, DonorFinishing, Unsupported, ContextLengthExceeded, PeerStopping]
-)
-def test_what_is_not_the_donors_fault_does_not(error: type[TokenplaceError]) -> None:
-    world = World()
-    world.fail("alice", error(), 20)
-    assert world.standing("alice") in (Standing.READY, Standing.COOLING)
-    world.now += 100
-    assert world.standing("alice") is Standing.READY
-
-
-@pytest.mark.parametrize("error", sorted({*DONOR_ERRORS.values(), *PATH_ERRORS}, key=str))
-def test_only_who_may_be_gone_has_to_prove_that_it_lives(error: type[TokenplaceError]) -> None:
-    world = World()
-    world.fail("alice", error())
-    world.answer("bob")
-    is_doubted = issubclass(error, PATH_ERRORS + STATEMENT_ERRORS)
-    assert world.doubted == (["alice"] if is_doubted else [])
-
-
-def test_who_fell_silent_and_was_given_up_is_a_path_that_broke() -> None:
-    world = World()
-    notes = world.ask("alice")
-    notes.note(accepted(), world.now)
-    world.now += 60
-    notes.failed(DeadlineExceeded(), world.now)
-    assert world.standing("alice") is Standing.SUSPECT
-    world.answer("bob")
-    assert world.doubted == ["alice"]
-
-
-# ---------------------------------------------------------------- outraced
-
-WAITS = [accepted(position=3)]
-SAYS_NOTHING_IS_BEFORE_IT = [accepted(), Alive(Phase.QUEUED, 0.0, 0)]
-LOADS = [accepted(), Alive(Phase.LOADING, 0.0, 0)]
-
-
-@pytest.mark.parametrize(
-    ("said", "standing"),
-    [
-        (WAITS, Standing.READY),
-        (LOADS, Standing.READY),
-        (SAYS_NOTHING_IS_BEFORE_IT, Standing.RESTING),
-        ([], Standing.RESTING),
-    ],
-    ids=["waits", "loads", "says nothing is before it", "says nothing"],
-)
-def test_who_is_outraced_without_a_reason_again_and_again_rests(
-    said: Sequence[Accepted | Alive], standing: Standing
-) -> None:
-    world = measured()
-    for _ in range(FAULTS_IN_A_ROW):
-        notes = world.ask("alice")
-        for event in said:
-            notes.note(event, world.now)
-        world.now += 2
-        notes.outraced(world.now)
-    assert world.standing("alice") is standing
-
-
-def test_who_was_never_any_good_rests_when_outraced_whatever_it_says() -> None:
-    world = measured("bob")
-    notes = world.ask("alice")
-    notes.note(accepted(position=3), world.now)
-    world.now += 2
-    notes.outraced(world.now)
-    assert world.standing("alice") is Standing.RESTING
-
-
-def test_a_trial_that_is_outraced_has_failed() -> None:
-    world = measured()
-    world.fail("alice", WorkerCrashed(), FAULTS_IN_A_ROW)
-    world.now += 2 * defaults.BREAKER_REST_S
-    assert world.standing("alice") is Standing.DUE
-    notes = world.ask("alice")
-    notes.note(accepted(position=3), world.now)
-    notes.outraced(world.now + 2)
-    assert world.standing("alice") is Standing.RESTING
-
-
-# ---------------------------------------------------------------- paths and the own network
-
-
-def test_a_broken_path_makes_suspect_at_once_and_counts_once_somebody_is_heard() -> None:
-    world = measured("alice")
-    for _ in range(FAULTS_IN_A_ROW):
-        world.fail("alice", ConnectionLost())
-        assert world.standing("alice") is Standing.SUSPECT
-        assert world.choose().candidate.donor != "alice"
-        world.now += 10
-        world.answer("bob")
-    assert world.standing("alice") is Standing.RESTING
-
-
-def test_requests_that_share_a_connection_fail_together_and_that_is_one_fault() -> None:
-    world = measured("alice")
-    asked = [world.ask("alice") for _ in range(10)]
-    for notes in asked:
-        notes.failed(ConnectionLost(), world.now)
-        world.answer("bob")
-        world.now -= 1.4
-    world.now += 60
-    assert world.standing("alice") is Standing.READY
-
-
-def test_the_own_network_away_opens_nothing_and_cools_nothing() -> None:
-    world = measured()
-    asked = [world.ask(donor) for donor in DONORS for _ in range(5)]
-    for number, notes in enumerate(asked):
-        world.now += 0.01
-        notes.failed(DonorSilent(), world.now)
-        assert world.selector.is_own_outage(world.now) == (number >= 5)
-    for _ in range(20):
-        donor = world.choose().candidate.donor
-        world.now += 5
-        world.fail(donor, ConnectFailed())
-    assert world.selector.is_own_outage(world.now)
-    late = world.ask("alice")
-    world.now += 1
-    world.answer("bob")
-    late.failed(DonorSilent(), world.now + 9)
-    world.answer("bob")
-    world.now += 20
-    assert not world.selector.is_own_outage(world.now)
-    assert not world.doubted
-    assert {world.standing(donor) for donor in DONORS} == {Standing.READY}
-
-
-def test_the_own_engine_says_nothing_of_the_network() -> None:
-    world = World(donors=[candidate(""), *map(candidate, DONORS)])
-    world.fail("alice", ConnectionLost())
-    world.answer("")
-    assert not world.doubted
-
-
-# ---------------------------------------------------------------- cool-downs
-
-
-def test_a_full_donor_is_left_alone_for_about_as_long_as_it_says() -> None:
-    rests = set()
-    for seed in range(20):
-        world = World()
-        world.memory._dice.seed(seed)
-        world.fail("alice", DonorBusy(retry_after_s=20.0))
-        assert world.choose().candidate.donor != "alice"
-        standing, rest_s = world.memory.standing("alice", world.now)
-        assert standing is Standing.COOLING
-        assert 10 <= rest_s <= 30
-        rests.add(rest_s)
-    assert len(rests) == 20
-
-
-@pytest.mark.parametrize("told_s", [None, 0.0, 1e-9, 3600.0])
-def test_a_cool_down_is_bounded_whatever_is_told(told_s: float | None) -> None:
-    world = World()
-    world.fail("alice", DonorBusy(retry_after_s=told_s))
-    _, rest_s = world.memory.standing("alice", world.now)
-    assert defaults.MIN_COOL_DOWN_S / 2 <= rest_s <= defaults.MAX_COOL_DOWN_S * 1.5
-
-
-def test_when_all_are_full_the_one_is_asked_that_is_free_first() -> None:
-    world = World()
-    for donor in DONORS:
-        world.fail(donor, DonorBusy(retry_after_s=4.0 if donor == "carol" else 60.0))
-    assert world.choose().why.rule is Rule.LEAST_BAD
-    assert world.choose().candidate.donor == "carol"
 
 
 # ---------------------------------------------------------------- newcomers
