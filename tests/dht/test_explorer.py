@@ -91,15 +91,21 @@ async def test_who_was_connected_to_is_asked_and_who_only_called_is_not(
         assert asker not in {peer for _, peer in network.asked}
 
 
+def connect_two(network: Network) -> tuple[str, str]:
+    """Two donors that announce and are connected to this peer."""
+    alice, bob = network.add("alice"), network.add("bob")
+    network.in_dht = [alice, bob]
+    network.connect(alice)
+    network.connect(bob)
+    return alice, bob
+
+
 async def test_a_donor_whose_connection_is_gone_is_asked_whether_it_lives(
     network: Network, autojump_clock: MockClock
 ) -> None:
-    network.in_dht = [network.add("alice"), network.add("bob")]
-    for donor in network.in_dht:
-        network.connect(donor)
+    alice, bob = connect_two(network)
     async with open_finder_in(network) as finder:
         await settle()
-        alice, bob = network.in_dht
         network.dead.add(alice)
         network.connected.clear()
         await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
@@ -122,12 +128,9 @@ async def fall_silent(network: Network, *silent: str) -> None:
 async def test_who_falls_silent_while_others_speak_is_given_up_before_it_could_answer(
     network: Network, autojump_clock: MockClock
 ) -> None:
-    network.in_dht = [network.add("alice"), network.add("bob")]
-    for donor in network.in_dht:
-        network.connect(donor)
+    alice, bob = connect_two(network)
     async with open_finder_in(network) as finder:
         await settle()
-        alice, bob = network.in_dht
         network.silent.add(alice)
         await fall_silent(network, alice)  # in less time than a question is given
         assert ids_known(finder) == {bob}
@@ -139,15 +142,13 @@ async def test_who_falls_silent_while_others_speak_is_given_up_before_it_could_a
 async def test_when_all_fall_silent_this_peer_may_be_the_one_that_is_away(
     network: Network, autojump_clock: MockClock
 ) -> None:
-    network.in_dht = [network.add("alice"), network.add("bob")]
-    for donor in network.in_dht:
-        network.connect(donor)
+    alice, bob = connect_two(network)
     async with open_finder_in(network) as finder:
         await settle()
         start = trio.current_time()
-        await fall_silent(network, *network.in_dht)
-        assert ids_known(finder) == set(network.in_dht), "they were asked, and live"
-        assert {peer for at, peer in network.asked if at >= start} >= set(network.in_dht)
+        await fall_silent(network, alice, bob)
+        assert ids_known(finder) == {alice, bob}, "they were asked, and live"
+        assert {peer for at, peer in network.asked if at >= start} >= {alice, bob}
 
 
 async def test_who_is_hung_up_on_while_idle_does_not_come_back_for_ever(

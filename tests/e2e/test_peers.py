@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -204,7 +205,9 @@ async def test_the_demo_trusts_its_own_donors(short_folder: Path, tiny_model: Pa
     assert status["trust"] == {"tools_from": "trusted", "peers": expected, "problem": ""}
 
 
-def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:
+@contextmanager
+def running_demo() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """A demo that has answered, and its processes: bootstrap, donor, its worker, asker."""
     demo = subprocess.Popen(
         [*TOKENPLACE, "demo", "--api-port", "0", "--donors", "1", "--threads", "1"],
         stderr=subprocess.PIPE,
@@ -215,28 +218,21 @@ def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:
     for line in demo.stderr:
         if "Ctrl-C ends it" in line:
             break
-    family = psutil.Process(demo.pid).children(recursive=True)
-    assert len(family) >= 4, "bootstrap, donor, its worker, asker"
-    demo.send_signal(signal.SIGINT)
-    demo.wait(timeout=10)
-    demo.stderr.close()
+    with demo.stderr:
+        yield demo, psutil.Process(demo.pid).children(recursive=True)
+
+
+def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:
+    with running_demo() as (demo, family):
+        assert len(family) >= 4, "bootstrap, donor, its worker, asker"
+        demo.send_signal(signal.SIGINT)
+        demo.wait(timeout=10)
     assert demo.returncode == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_killed_demo_leaves_no_process_behind(tiny_model: Path) -> None:
-    demo = subprocess.Popen(
-        [*TOKENPLACE, "demo", "--api-port", "0", "--donors", "1", "--threads", "1"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if "Ctrl-C ends it" in line:
-            break
-    family = psutil.Process(demo.pid).children(recursive=True)
-    demo.kill()
-    demo.wait()
-    demo.stderr.close()
+    with running_demo() as (demo, family):
+        demo.kill()
+        demo.wait()
     wait_for(lambda: not [p for p in family if p.is_running()], "all are gone", within_s=30)
