@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -44,7 +45,7 @@ from tokenplace.generation import (
 from tokenplace.operations import CountRequest, EmbedRequest, ScoreRequest
 from tokenplace.router.demand import demand_of
 from tokenplace.router.memory import PATH_ERRORS, STATEMENT_ERRORS, Notes
-from tokenplace.router.selector import Facts, Selector
+from tokenplace.router.selector import FAILED_COST, Facts, Selector
 from tokenplace.router.why import Rule
 
 EMBED = EmbedRequest("minilm", ("one two", (2, 3)))
@@ -87,6 +88,16 @@ def test_newcomers_that_fail_each_time_get_half_of_that_however_often_they_may_b
             for known in ("alice", "bob"):
                 world.answer(known)
     assert 10 < asked["carol"] + asked["dave"] <= 1000 * defaults.NEWCOMERS_SHARE / 2
+
+
+def test_what_a_failed_newcomer_costs_is_saved_up_first() -> None:
+    world = measured("alice", "bob")
+    world.donors = world.donors[:3]
+    world.fail("carol", DonorInternalError())
+    world.now += defaults.BREAKER_MAX_REST_S
+    rules = [world.choose().why.rule for _ in range(60)]
+    n_saved = round(FAILED_COST / defaults.NEWCOMERS_SHARE)
+    assert abs(rules.index(Rule.NEWCOMER) + 1 - n_saved) <= 1  # by how 0.05 adds up
 
 
 def test_who_has_answered_once_is_no_newcomer() -> None:
@@ -150,6 +161,27 @@ def test_where_figures_show_no_queue_there_is_a_place_beside_older_requests() ->
     assert asked["alice"] < 20, "that one its figures do not show yet"
 
 
+def test_as_many_as_a_donor_works_on_at_once_wait_for_none() -> None:
+    world = World(donors=[candidate("alice")])
+    running = [world.ask("alice") for _ in range(3)]
+    for notes in running:
+        notes.note(tokens(), world.now)
+    for notes in running:
+        notes.finished(world.now)
+    assert world.memory.n_seats("alice") == 3
+    for n_asked in range(4):
+        assert (world.choose().why.expected_wait_s > 0) == (n_asked == 3)
+        world.ask("alice")
+
+
+def test_nobody_is_idle_for_a_hedge_who_has_a_request_that_its_figures_do_not_show() -> None:
+    world = World(donors=[candidate("alice")])
+    hedge = partial(world.selector.hedge, world.donors, Facts(), frozenset())
+    assert hedge(world.now)
+    world.ask("alice")
+    assert hedge(world.now) is None
+
+
 def test_a_requests_own_place_is_later_news_than_what_its_donor_tells_everybody() -> None:
     world = measured()
     world.donors = [candidate(donor, load_age_s=15.0) for donor in DONORS]
@@ -167,6 +199,24 @@ def test_a_requests_own_place_is_later_news_than_what_its_donor_tells_everybody(
     assert share_of_alice() < 0.05
     world.now += 20
     assert share_of_alice() > 0.15, "what it tells everybody is later now"
+
+
+def test_of_several_requests_at_a_donor_the_latest_says_how_long_its_queue_is() -> None:
+    world = World()
+    earlier = world.ask("alice")
+    world.now += 1
+    later = world.ask("alice")
+    later.note(accepted(position=5), world.now)
+    earlier.note(accepted(position=1), world.now)
+    queue = world.memory.queue("alice")
+    assert queue is not None
+    assert queue.n == 6, "that one is among them"
+
+
+def test_of_the_own_engine_it_is_known_how_long_its_queue_is() -> None:
+    world = World(donors=[candidate("", load_age_s=None)])
+    world.ask("").note(accepted(position=9), world.now)
+    assert world.choose().why.expected_wait_s == 0
 
 
 def test_who_goes_on_with_an_answer_reads_it_first_and_does_not_look_slow() -> None:
