@@ -23,6 +23,7 @@ from tokenplace.errors import (
     DeadlineExceeded,
     DonorBusy,
     DonorFinishing,
+    DonorInternalError,
     DonorSilent,
     ModelNotOffered,
     PeerStopping,
@@ -181,6 +182,17 @@ def test_the_own_network_away_opens_nothing_and_cools_nothing() -> None:
     assert {world.standing(donor) for donor in DONORS} == {Standing.READY}
 
 
+@pytest.mark.parametrize("error", [DeadlineExceeded, DonorInternalError])
+def test_giving_somebody_up_is_not_hearing_of_him(error: type[TokenplaceError]) -> None:
+    """What it says shows that this peer's own network is there; what is found here does not."""
+    world = World()
+    world.fail("alice", ConnectionLost())
+    notes = world.ask("bob")
+    world.now += 1
+    notes.failed(error(), world.now)
+    assert world.doubted == ([] if error is DeadlineExceeded else ["alice"])
+
+
 def test_the_own_engine_says_nothing_of_the_network() -> None:
     world = World(donors=[candidate(""), *map(candidate, DONORS)])
     world.fail("alice", ConnectionLost())
@@ -191,7 +203,7 @@ def test_the_own_engine_says_nothing_of_the_network() -> None:
 # ---------------------------------------------------------------- cool-downs
 
 
-def test_a_full_donor_is_left_alone_for_about_as_long_as_it_says() -> None:
+def test_a_full_donor_is_left_alone_for_as_long_as_it_says_and_somewhat_longer() -> None:
     rests = set()
     for seed in range(20):
         world = World()
@@ -200,7 +212,7 @@ def test_a_full_donor_is_left_alone_for_about_as_long_as_it_says() -> None:
         assert world.choose().candidate.donor != "alice"
         standing, rest_s = world.memory.standing("alice", world.now)
         assert standing is Standing.COOLING
-        assert 10 <= rest_s <= 30
+        assert 20 <= rest_s <= 30
         rests.add(rest_s)
     assert len(rests) == 20
 
@@ -210,7 +222,17 @@ def test_a_cool_down_is_bounded_whatever_is_told(told_s: float | None) -> None:
     world = World()
     world.fail("alice", DonorBusy(retry_after_s=told_s))
     _, rest_s = world.memory.standing("alice", world.now)
-    assert defaults.MIN_COOL_DOWN_S / 2 <= rest_s <= defaults.MAX_COOL_DOWN_S * 1.5
+    assert defaults.MIN_COOL_DOWN_S <= rest_s <= defaults.MAX_COOL_DOWN_S * 1.5
+
+
+def test_a_donor_that_leaves_is_left_alone_until_all_have_heard_it() -> None:
+    world = World()
+    world.fail("alice", DonorFinishing())
+    standing, rest_s = world.memory.standing("alice", world.now)
+    assert standing is Standing.COOLING
+    assert rest_s >= defaults.LIVE_LIFETIME_S / 2
+    world.now += 1.5 * defaults.LIVE_LIFETIME_S
+    assert world.standing("alice") is Standing.READY, "leaving is no fault"
 
 
 def test_when_all_are_full_the_one_is_asked_that_is_free_first() -> None:
