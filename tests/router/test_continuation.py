@@ -50,6 +50,7 @@ from tokenplace.generation import (
     LengthStop,
     Resume,
     Stop,
+    StringStop,
     Tokens,
 )
 from tokenplace.router.continuation import Continuation
@@ -421,3 +422,12 @@ async def test_usage_is_counted_once_and_every_donor_is_told(autojump_clock: Moc
     for event in events:
         answer.receive(event)
     assert answer.n_continued == 1
+
+
+def test_of_two_stop_strings_in_one_token_the_first_ended_the_answer() -> None:
+    so_far = Continuation(replace(REQUEST, stop=("two", "one")))
+    so_far.take(Accepted(b"", 5, 0, 4096, 10, "", 0, 0))
+    so_far.take(Tokens(0, 0, (1,), (b"then one two",)))
+    (end,) = so_far.finish()
+    assert isinstance(end, Finished)
+    assert [choice.stop for choice in end.choices] == [StringStop("one")]
