@@ -185,3 +185,11 @@ def test_too_long_is_told_only_if_nobody_had_room(
         search.note_failure(route, error, 0, 1.0)
     assert search.why_nobody(is_committed=False).code == told
     assert search.may_go_on is (told != "invalid_request")
+
+
+def test_what_was_too_small_stays_so_whatever_the_next_donor_says() -> None:
+    search = Search("tiny-model", Demand(), 0.0)
+    route = MortalRoutes(with_room(SMALL)).given(Demand())[0]
+    for n_ctx in (4096, 2048):
+        search.note_failure(route, too_long(100, n_ctx), 0, 1.0)
+    assert search.small_ctx == 4096
