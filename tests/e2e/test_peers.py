@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -205,34 +207,78 @@ async def test_the_demo_trusts_its_own_donors(short_folder: Path, tiny_model: Pa
     assert status["trust"] == {"tools_from": "trusted", "peers": expected, "problem": ""}
 
 
+@dataclass
+class RunningDemo:
+    """said: what it has told the person, up to here."""
+
+    process: subprocess.Popen[str]
+    said: str = ""
+
+    def wait_for(self, words: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said += line
+            if words in line:
+                return
+        raise AssertionError(f"it never said {words!r} but {self.said!r}")
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
 @contextmanager
-def running_demo() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A demo that has answered, and its processes: bootstrap, donor, its worker, asker."""
-    demo = subprocess.Popen(
-        [*TOKENPLACE, "demo", "--api-port", "0", "--donors", "1", "--threads", "1"],
+def running_demo(n_donors: int = 1) -> Iterator[RunningDemo]:
+    """A demo that has answered."""
+    process = subprocess.Popen(
+        [*TOKENPLACE, "demo", "--api-port", "0", "--donors", str(n_donors), "--threads", "1"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if "Ctrl-C ends it" in line:
-            break
-    with demo.stderr:
-        yield demo, psutil.Process(demo.pid).children(recursive=True)
+    assert process.stderr is not None
+    demo = RunningDemo(process)
+    try:
+        with process.stderr:
+            demo.wait_for("Ctrl-C ends it")
+            yield demo
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_ctrl_c_ends_the_whole_demo(tiny_model: Path) -> None:
-    with running_demo() as (demo, family):
+    with running_demo() as demo:
+        family = demo.family()
         assert len(family) >= 4, "bootstrap, donor, its worker, asker"
-        demo.send_signal(signal.SIGINT)
-        demo.wait(timeout=10)
-    assert demo.returncode == 0
+        demo.process.send_signal(signal.SIGINT)
+        demo.process.wait(timeout=10)
+    assert demo.process.returncode == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_a_donor_killed_as_the_demo_says_costs_no_answer(tiny_model: Path) -> None:
+    with running_demo(n_donors=2) as demo:
+        (api,) = re.findall(r"OPENAI_BASE_URL=(\S+)", demo.said)
+        pids = dict(reversed(each) for each in re.findall(r"kill -9 (\d+) +# (\S+)", demo.said))
+        ((first, peer_id),) = re.findall(r"answered by (\S+) \((\S+)\)", demo.said)
+        body = {"model": "auto", "prompt": "Once", "max_tokens": 300, "ignore_eos": True}
+        lines = []
+        with httpx.stream("POST", f"{api}/completions", json=body | {"stream": True}) as answer:
+            assert answer.headers["x-tokenplace-accepted-by"] == peer_id, "the one measured"
+            for line in answer.iter_lines():
+                lines.append(line)
+                if len(lines) == 10:
+                    os.kill(int(pids[first]), signal.SIGKILL)
+        assert lines[-2] == "data: [DONE]"
+        assert any(line.startswith(": continued on ") for line in lines)
+        demo.wait_for(f"{first} has ended; the others go on without it.")
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.process.wait(timeout=10) == 0
+
+
 def test_a_killed_demo_leaves_no_process_behind(tiny_model: Path) -> None:
-    with running_demo() as (demo, family):
-        demo.kill()
-        demo.wait()
+    with running_demo() as demo:
+        family = demo.family()
+        demo.process.kill()
+        demo.process.wait()
     wait_for(lambda: not [p for p in family if p.is_running()], "all are gone", within_s=30)

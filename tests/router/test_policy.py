@@ -145,6 +145,15 @@ def test_who_accepts_nothing_is_asked_when_nobody_else_is_left() -> None:
     assert who(choose([closed], Random(1))) == ("alice", Rule.ONLY_ONE)
 
 
+def test_of_who_is_asked_without_a_comparison_it_is_told_why_there_was_none() -> None:
+    new = [replace(READY_BOB, is_newcomer=True), replace(READY_ALICE, is_newcomer=True)]
+    assert who(choose([READY_ALICE, new[0]], Random(1))) == ("alice", Rule.ONLY_MEASURED)
+    of_one_network = [replace(c, candidate=replace(c.candidate, group="net")) for c in new]
+    choice = choose(of_one_network, Random(1))
+    assert choice is not None
+    assert choice.why.rule is Rule.DRAWN
+
+
 # ---------------------------------------------------------------- wishes and the own engine
 
 

@@ -135,13 +135,14 @@ async def test_a_twin_of_which_nothing_was_heard_lately_is_not_lost(
         assert [attempt.n_tokens for attempt in router.attempts] == [CUT_S, 5]
 
 
+@pytest.mark.parametrize("n_tokens", [0, 3])
 async def test_a_twin_that_had_failed_and_is_back_is_found_when_it_is_needed(
-    autojump_clock: MockClock,
+    n_tokens: int, autojump_clock: MockClock
 ) -> None:
     """Soon after its failure, when nobody has asked it for a sign of life yet; and the donor that
     has just died still looks as if it lived."""
     network = Network()
-    mortal = Mortal([Death(4, DonorSilent())], FakeEngine(SLOW))
+    mortal = Mortal([Death(1 + n_tokens, DonorSilent())], FakeEngine(SLOW))
     twin = Mortal(engine=FakeEngine(SLOW))
     async with open_router(network, mortal, twin) as (router, finder):
         _, back = network.donors
@@ -149,7 +150,7 @@ async def test_a_twin_that_had_failed_and_is_back_is_found_when_it_is_needed(
         assert len(finder.known()) == 1
         events = await collect(router, replace(LONG, max_tokens=10))
     assert len(choices_of(events)[0].ids) == 10
-    assert [attempt.n_tokens for attempt in router.attempts] == [3, 7]
+    assert [attempt.n_tokens for attempt in router.attempts] == [n_tokens, 10 - n_tokens]
 
 
 async def test_where_all_are_busy_nobody_else_is_sought(autojump_clock: MockClock) -> None:

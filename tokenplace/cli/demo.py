@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from tokenplace.settings import default_home, models_dir_of
 
 ANSWER_TIMEOUT_S: Final = 120.0
 MAX_ANSWER_TOKENS: Final = 200
+ENDS_LOOK_S: Final = 0.5
 
 
 class DemoFailed(CommandFailed):
@@ -70,11 +72,8 @@ class Demo:
         await self._ask(api, donors)
         self.is_answered = True
         if not self.once:
-            _say_what_next(api, asker.home)
-            while True:
-                for peer in peers.peers:
-                    peer.check()
-                await trio.sleep(1)
+            _say_what_next(api, asker.home, donors)
+            await _tell_of_ends(peers.peers, asker)
 
     async def _ask(self, api: str, donors: list[PeerProcess]) -> None:
         """Ask as any app would, print the answer as it streams, then who gave it."""
@@ -151,7 +150,20 @@ class _Answer:
             self.speed_tps = (self.n_tokens - 1) / decode_s if decode_s > 0 else 0.0
 
 
-def _say_what_next(api: str, home: Path) -> None:
+async def _tell_of_ends(peers: Sequence[PeerProcess], asker: PeerProcess) -> None:
+    """Say which peers end, while the network goes on without them. Raises `PeerFailed` when the
+    peer has ended whose API the person uses.
+    """
+    running = list(peers)
+    while True:
+        asker.check()
+        for peer in [peer for peer in running if peer.has_ended]:
+            running.remove(peer)
+            say(f"{peer.name} has ended; the others go on without it.")
+        await trio.sleep(ENDS_LOOK_S)
+
+
+def _say_what_next(api: str, home: Path, donors: Sequence[PeerProcess]) -> None:
     say(
         f"""
 The network stays up. Open {api.removesuffix("v1")} in a browser to chat. Or in another terminal:
@@ -163,9 +175,16 @@ The network stays up. Open {api.removesuffix("v1")} in a browser to chat. Or in 
     -d '{{"model": "{DEFAULT_MODEL.name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
   {sys.argv[0]} peer status --home {home}
-
+{_kills(donors)}
 Ctrl-C ends it."""
     )
+
+
+def _kills(donors: Sequence[PeerProcess]) -> str:
+    if len(donors) < 2:
+        return ""
+    kills = "\n".join(f"  kill -9 {donor.process.pid}    # {donor.name}" for donor in donors)
+    return f"\nKill a donor while it answers, and another goes on where it was:\n\n{kills}\n"
 
 
 async def _run(demo: Demo, folder: Path) -> None:

@@ -50,6 +50,11 @@ class PeerProcess:
         """Everything it printed."""
         return (self.home / "output.log").read_text("utf-8", "replace")
 
+    @property
+    def has_ended(self) -> bool:
+        """Is the process gone?"""
+        return self.process.poll() is not None
+
     async def status(self) -> Status | None:
         """The peer's own status; None while it does not answer."""
         # Without certificates, which take 60 ms to load and which nobody shows here.
@@ -77,7 +82,7 @@ class PeerProcess:
 
     def check(self) -> None:
         """Raises `PeerFailed` if the process has ended."""
-        if self.process.poll() is not None:
+        if self.has_ended:
             raise PeerFailed(f"{self.name} ended:\n{self._tail()}")
 
     def _tail(self) -> str:
@@ -152,7 +157,7 @@ class PeerGroup:
 
     async def stop(self) -> None:
         """End every process: kindly first, and after `STOP_TIMEOUT_S` without asking."""
-        running = [peer.process for peer in self.peers if peer.process.poll() is None]
+        running = [peer.process for peer in self.peers if not peer.has_ended]
         for process in running:
             process.send_signal(signal.SIGTERM)
         with trio.move_on_after(STOP_TIMEOUT_S):

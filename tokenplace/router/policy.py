@@ -292,10 +292,17 @@ def _of_those_ready(ready: Sequence[Contender], dice: Random) -> tuple[Rule, Con
         pool += [c for c in _one_of_each_group(newcomers, dice) if c.is_free]
     pool = pool or _one_of_each_group(newcomers, dice)
     if len(pool) == 1:
-        return Rule.ONLY_ONE, pool[0]
+        return _rule_of_one(pool[0], ready), pool[0]
     if holder := _holder(pool):
         return Rule.AFFINITY, holder
     return Rule.BETTER_OF_TWO, _better_of(*_two_of(pool, dice), dice)
+
+
+def _rule_of_one(winner: Contender, ready: Sequence[Contender]) -> Rule:
+    """Why nobody was compared with it."""
+    if len(ready) == 1:
+        return Rule.ONLY_ONE
+    return Rule.DRAWN if winner.is_newcomer else Rule.ONLY_MEASURED
 
 
 def _one_of_each_group(newcomers: Sequence[Contender], dice: Random) -> list[Contender]:

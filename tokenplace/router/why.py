@@ -17,6 +17,8 @@ class Rule(StrEnum):
     WISHED = "wished"
     SAME_PATH = "same_path"
     ONLY_ONE = "only_one"
+    ONLY_MEASURED = "only_measured"
+    DRAWN = "drawn"
     BETTER_OF_TWO = "better_of_two"
     AFFINITY = "affinity"
     NEWCOMER = "newcomer"
@@ -30,6 +32,8 @@ _SAYS: Final = {
     Rule.WISHED: "the request wishes it",
     Rule.SAME_PATH: "its path broke while it answered, and it keeps what it has computed",
     Rule.ONLY_ONE: "nobody else was left",
+    Rule.ONLY_MEASURED: "nobody else was ever measured, and newcomers get a small share",
+    Rule.DRAWN: "nobody was ever measured, and all are of one network: drawn by lot",
     Rule.BETTER_OF_TWO: "of two drawn among the best it was the better, or had the longer odds",
     Rule.AFFINITY: "it holds the beginning of this conversation",
     Rule.NEWCOMER: "it was never measured, and newcomers get a small share",
