@@ -15,6 +15,7 @@ from tests.router.mortal import (
     REQUEST,
     Death,
     Mortal,
+    MortalRoutes,
     accepted_of,
     choices_of,
     collect,
@@ -54,7 +55,9 @@ from tokenplace.generation import (
     Tokens,
 )
 from tokenplace.router.continuation import Continuation
+from tokenplace.router.demand import Demand
 from tokenplace.router.policy import Standing
+from tokenplace.router.search import Search
 
 ERRORS = [ConnectionLost, DonorSilent, DonorInternalError, RemoteProtocolError]
 OTHER_MODEL = FakeModel(name="other-model", artifact="b" * 64)
@@ -422,6 +425,16 @@ async def test_usage_is_counted_once_and_every_donor_is_told(autojump_clock: Moc
     for event in events:
         answer.receive(event)
     assert answer.n_continued == 1
+
+
+def test_an_app_that_has_a_part_of_its_answer_waits_for_the_rest_from_then_on() -> None:
+    route = MortalRoutes(Mortal()).given(Demand())[0]
+    search = Search("fake-model", Demand(), 0.0)
+    ends_at = search.ends_at
+    search.note_failure(route, DonorSilent(), 0, 100.0)
+    assert search.ends_at == ends_at
+    search.note_failure(route, DonorSilent(), 7, 200.0)
+    assert search.ends_at == ends_at + 200
 
 
 def test_of_two_stop_strings_in_one_token_the_first_ended_the_answer() -> None:

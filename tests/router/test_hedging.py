@@ -37,7 +37,8 @@ from tokenplace.generation import (
     Wishes,
 )
 from tokenplace.router.attempts import Asked, Outcome, Progress
-from tokenplace.router.hedging import HedgeBudget, Punctuality, patience_ends_at
+from tokenplace.router.hedging import HedgeBudget, Hedging, Punctuality, patience_ends_at
+from tokenplace.router.policy import Candidate, Standing
 from tokenplace.router.selector import Facts
 from tokenplace.router.why import Rule
 
@@ -214,6 +215,21 @@ def test_tokens_to_go_on_from_have_to_be_read_too() -> None:
     assert ends_at[1] - ends_at[0] == 8000 / defaults.PATIENT_PREFILL_TPS
 
 
+def test_who_was_left_before_its_time_was_up_may_have_been_in_time() -> None:
+    candidate = Candidate("alice", "a" * 64, "", 0, 0, 100.0, 10.0, 0.01, True)
+    progress = Progress(0.0, Asked(0.0, "id", "model", candidate, 0))
+    progress.accepted, progress.outcome = 1.0, Outcome.OUTRACED
+    accepted = Accepted(bytes(32), 100, 0, 16_384, 100, "tp/1", 1000, 0)
+    hedging = Hedging()
+    before = hedging.due_at(progress, accepted)
+    for _ in range(40):
+        hedging.note_ended(progress, accepted, now=1.1)
+    assert hedging.due_at(progress, accepted) == before
+    for _ in range(40):
+        hedging.note_ended(progress, accepted, now=4.0)
+    assert hedging.due_at(progress, accepted) > before
+
+
 async def test_hedges_are_a_twentieth_of_all_requests(autojump_clock: MockClock) -> None:
     n_requests = 100
     bob = Racer()
@@ -274,6 +290,16 @@ async def test_a_second_that_fails_is_nobodys_business(
     assert is_one_answer(await collect(router))
     assert outcomes(router) == [("donor1", error.code), ("donor0", "finished")]
     assert not carol.requests, "one second donor a request"
+
+
+async def test_a_second_that_was_not_needed_has_done_nothing_wrong(
+    autojump_clock: MockClock,
+) -> None:
+    alice, bob = Racer(queue_s=5.0), waiting()
+    router = router_over(RaceRoutes([alice, bob]))
+    assert is_one_answer(await collect(router))
+    assert outcomes(router) == [("donor1", "outraced"), ("donor0", "finished")]
+    assert router.opinion("donor1").standing is Standing.READY
 
 
 async def test_the_second_goes_on_when_the_first_fails(autojump_clock: MockClock) -> None:
