@@ -272,11 +272,12 @@ async def test_who_cannot_go_on_with_what_somebody_else_began_is_not_blamed(
 # ---------------------------------------------------------------- what is not asked
 
 
+@pytest.mark.parametrize("error", [WorkerCrashed(), InvalidRequest()])
 async def test_nobody_is_asked_for_an_answer_that_lacks_only_its_end(
-    autojump_clock: MockClock,
+    error: TokenplaceError, autojump_clock: MockClock
 ) -> None:
     twin = Mortal()
-    events = await collect(router_over(dying_after(40, WorkerCrashed()), twin))
+    events = await collect(router_over(dying_after(40, error), twin))
     assert not twin.requests
     end = events[-1]
     assert isinstance(end, Finished)

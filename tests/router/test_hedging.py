@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -39,6 +40,7 @@ from tokenplace.generation import (
 from tokenplace.router.attempts import Asked, Outcome, Progress
 from tokenplace.router.hedging import HedgeBudget, Hedging, Punctuality, patience_ends_at
 from tokenplace.router.policy import Candidate, Standing
+from tokenplace.router.route import Route
 from tokenplace.router.selector import Facts
 from tokenplace.router.why import Rule
 
@@ -378,6 +380,36 @@ async def test_a_fault_of_this_program_comes_out_bare(
 
 
 # ---------------------------------------------------------------- fakes and deadlines
+
+
+async def test_a_donor_is_not_left_whose_first_token_comes_while_others_are_sought(
+    autojump_clock: MockClock,
+) -> None:
+    class Silent(Racer):
+        @trio.as_safe_channel
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+            async with self.engine.generate(request) as events:
+                async for event in events:
+                    if not isinstance(event, Alive):
+                        yield event
+                    if isinstance(event, Accepted):
+                        await trio.sleep(self.queue_s)
+
+    class Slow(RaceRoutes):
+        async def find(self, *arguments: Any, **more: Any) -> Sequence[Route]:
+            if self.demands:
+                await trio.sleep(defaults.TWIN_SEARCH_S)
+            return await super().find(*arguments, **more)
+
+    n_in_time = 0
+    for n_late in range(30):
+        queue_s = defaults.FIRST_TOKEN_PATIENCE_S + n_late * defaults.TWIN_SEARCH_S / 4
+        router = router_over(Slow([Silent(queue_s=queue_s), Racer()], {1: BUSY}))
+        assert is_one_answer(await collect(router))
+        first = next(a for a in router.attempts if a.donor == "donor0")
+        assert (first.outcome == "finished") == (first.first_token_s is not None)
+        n_in_time += first.outcome == "finished"
+    assert 0 < n_in_time < 30
 
 
 async def test_a_donor_is_left_that_only_promises(autojump_clock: MockClock) -> None:
