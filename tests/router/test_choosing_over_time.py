@@ -66,6 +66,18 @@ def test_many_requesters_with_old_figures_do_not_herd(n_seats: int, load: float)
         assert len(herded) < 0.5 * len(warm)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_everybody_waits_donors_that_few_know_take_their_part(seed: int) -> None:
+    """After a minute each requester has measured two or three donors of twenty."""
+    donors = [Donor(f"donor-{n:02}", n_seats=4) for n in range(20)]
+    market = Market(donors, 200, seed=seed, stale_s=20)
+    answer_s = market.n_answer / 20 + market.n_prompt / 400
+    market.run(300, per_second=1.02 * 20 * 4 / answer_s)
+    warm = market.queues[int(MINUTE_S) :]
+    each = [mean(queues[n] for queues in warm) for n in range(20)]
+    assert max(each) < 1.4 * mean(each)
+
+
 def test_a_burst_of_one_requester_is_spread() -> None:
     market = Market(good(4), 1, seed=5)
     market.run(60, per_second=0.5)
