@@ -26,7 +26,7 @@ SHOWN_FAULTS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Of one figure: at least or at most so much; without either it is only told."""
+    """Of one figure: at least or at most so much."""
 
     figure: str
     at_least: float = -math.inf
@@ -130,8 +130,7 @@ LIAR: Final = Plan("liar", (Limit("liars_share", at_most=0.08),), (6.0, 2.0), (5
 SATURATED: Final = Plan("saturated", (Limit("ratio", at_least=3.8),), (3.0, 1.0), (5, 1))
 HERD: Final = Plan(
     "herd",
-    # The mean of all the time; that of ten seconds is told beside it: chance alone makes it more.
-    (Limit("longest", at_most=3.0), Limit("longest_of_10_s")),
+    (Limit("longest", at_most=3.0), Limit("longest_of_10_s", at_most=3.0)),
     (3.0, 1.25),
     (1, 1),
     quickly="small-herd",
