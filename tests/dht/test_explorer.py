@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.dht.finder_lab import Network, now, open_finder_in
+from tests.dht.finder_lab import Network, find, now, open_finder_in
 from tokenplace import defaults
 from tokenplace.dht.directory import Directory
 from tokenplace.dht.directory_wire import Op, Query
@@ -110,6 +110,19 @@ async def test_a_donor_whose_connection_is_gone_is_asked_whether_it_lives(
         network.connected.clear()
         await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
         assert ids_known(finder) == {bob}
+
+
+async def test_a_donor_that_comes_and_goes_between_two_looks_is_asked_whether_it_lives(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    """It was killed just after it was found: no look at the connections has shown one to it."""
+    async with open_finder_in(network) as finder:
+        await settle()
+        network.in_dht = [alice := network.add("alice")]
+        assert (await find(finder)).donors
+        network.dead.add(alice)
+        await trio.sleep(2 * defaults.CONNECTIONS_CHECK_S)
+        assert finder.known() == []
 
 
 async def fall_silent(network: Network, *silent: str) -> None:

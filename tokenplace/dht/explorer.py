@@ -107,8 +107,11 @@ class Explorer:
             await self._scout.asker.ask_donor(peer_id, addrs, self._hint_lane)
 
     async def _watch_connections(self, nursery: trio.Nursery) -> None:
-        """Ask whoever this peer has connected to, and known donors whose connection is gone."""
+        """Ask whoever this peer has connected to, and known donors whose connection is gone, also
+        one that came and went between two looks.
+        """
         before: dict[str, ConnectionInfo] = {}
+        looked_at = self._scout.now()
         while True:
             connections = self._scout.host.connections()
             dialled = {info.peer_id for info in connections if info.direction == "out"}
@@ -116,19 +119,24 @@ class Explorer:
             for peer_id in sorted(dialled - before.keys()):
                 nursery.start_soon(self._ask_about_all, PeerAddrs(peer_id, ()))
             connected = {info.peer_id: info for info in connections}
-            listed = {record.peer_id for record in self._scout.cache.donors(self._scout.now())}
-            for peer_id in sorted(listed & (before.keys() - connected.keys())):
-                self._note_lost(before[peer_id], connections)
-            before = connected
-            is_waiting = not self._scout.cache.donors(self._scout.now())
+            donors = self._scout.cache.donors(self._scout.now())
+            for record in sorted(donors, key=lambda record: record.peer_id):
+                was_heard = (record.live_received_at or 0.0) > looked_at
+                is_lost = record.peer_id in before or was_heard
+                if is_lost and record.peer_id not in connected:
+                    self._note_lost(record.peer_id, before.get(record.peer_id), connections)
+            before, looked_at = connected, self._scout.now()
+            is_waiting = not donors
             await trio.sleep(defaults.JOIN_POLL_S if is_waiting else defaults.CONNECTIONS_CHECK_S)
 
-    def _note_lost(self, lost: ConnectionInfo, left: Sequence[ConnectionInfo]) -> None:
+    def _note_lost(
+        self, peer_id: str, lost: ConnectionInfo | None, left: Sequence[ConnectionInfo]
+    ) -> None:
         """The connection to a donor is gone. If it fell silent while others spoke, so is the donor;
         else see: it may have had no place for who is idle, or this peer's own network is away.
         """
-        peer_id, now = lost.peer_id, trio.current_time()
-        is_silent = lost.silent_s > defaults.KEEPALIVE_TIMEOUT_S
+        now = trio.current_time()
+        is_silent = lost is not None and lost.silent_s > defaults.KEEPALIVE_TIMEOUT_S
         if is_silent and any(
             other.silent_s < defaults.KEEPALIVE_INTERVAL_S
             for other in left

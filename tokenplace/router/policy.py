@@ -287,7 +287,7 @@ def _of_those_ready(ready: Sequence[Contender], dice: Random) -> tuple[Rule, Con
     """ready: all with one rank."""
     newcomers = [c for c in ready if c.is_newcomer]
     pool = [c for c in ready if not c.is_newcomer]
-    # Whoever would wait everywhere else loses nothing by asking somebody new, also one with a queue:
+    # Whoever would wait everywhere else loses nothing by asking somebody new, also with a queue:
     # else all who know the same few donors would fill those, and leave the others idle.
     if not any(c.is_free for c in pool):
         pool += _one_of_each_group(newcomers, dice)
