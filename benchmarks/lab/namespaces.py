@@ -42,6 +42,7 @@ _IFF_UP: Final = 0x1
 _IFREQ_FLAGS: Final = struct.Struct("16sH22x")
 _IFREQ_ADDRESS: Final = struct.Struct("16sHxx4s16x")
 _ENDING_ROUNDS: Final = 20  # a process may fork while it is looked at
+_QUIET_ROUNDS: Final = 4  # or be about to enter: so long after it was let in nobody is
 _ENDING_PAUSE_S: Final = 0.05
 
 
@@ -85,9 +86,11 @@ def entering(pid: int, net_fd: int) -> list[str]:
 def end_inhabitants(namespaces: Sequence[Namespace]) -> None:
     """Kill every process that is in one of these networks."""
     inodes = {os.fstat(namespace.net_fd).st_ino for namespace in namespaces}
+    n_quiet = 0
     for _ in range(_ENDING_ROUNDS):
         pids = list(_inhabitants(inodes))
-        if not pids:
+        n_quiet = 0 if pids else n_quiet + 1
+        if n_quiet == _QUIET_ROUNDS:
             return
         for pid in pids:
             _kill(pid)

@@ -192,8 +192,9 @@ from benchmarks.lab.lab import open_lab
 
 async def main():
     async with open_lab(1) as lab:
-        sleeper = [sys.executable, "-c", "import time; time.sleep(1000)"]
-        process = await lab.popen(0, sleeper)
+        sleeper = [sys.executable, "-c", "import time; print(flush=True); time.sleep(1000)"]
+        process = await lab.popen(0, sleeper, stdout=subprocess.PIPE)
+        await process.stdout.receive_some(1)
         print(process.pid, lab._carrier.pid, flush=True)
         await trio.sleep_forever()
 
